@@ -1,1 +1,21 @@
-//! TODO
+//! Device models of the PC that a guest sees, and the buses they sit on.
+//!
+//! Key types: [`Device`] (a register file with injected wires), [`Bus`] (finds the device of an address),
+//! [`Clock`], [`IrqLine`] and [`InterruptMessage`] (what is injected). Neighbours: `machine` builds the PC out of
+//! these and translates exits into accesses. This crate never sees a vCPU, an exit or a vendor.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod bus;
+mod device;
+mod wires;
+
+pub use bus::{Accessed, Bus, ClaimError, SharedDevice, Slot, share};
+pub use device::Device;
+pub use wires::{
+    ByteSink, ByteSource, Clock, CpuSignals, DeliveryMode, DestinationMode, EoiSink, InterruptMessage, IrqLine,
+    MessageSink, Nanos, PowerEvent, PowerSink, TriggerMode,
+};
