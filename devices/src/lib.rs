@@ -11,7 +11,11 @@ extern crate alloc;
 
 mod bus;
 mod device;
+#[cfg(test)]
+mod fakes;
 mod wires;
+
+pub mod uart;
 
 pub use bus::{Accessed, Bus, ClaimError, SharedDevice, Slot, share};
 pub use device::Device;
