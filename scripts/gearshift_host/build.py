@@ -1,0 +1,30 @@
+"""Builds Gearshift itself and the tiny guests with cargo."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from . import paths, setup
+from .errors import UserError
+from .progress import step
+
+BINARY = "gearshift"
+
+
+def cargo(*arguments: str, what: str, folder: Path = paths.REPOSITORY) -> None:
+    """Runs cargo; its messages are shown only if it fails."""
+    with step(what):
+        done = subprocess.run(["cargo", *arguments], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                              env={**os.environ, "CARGO_TERM_COLOR": "always" if sys.stderr.isatty() else "never"})
+    if done.returncode != 0:
+        sys.stderr.write(done.stderr)
+        raise UserError(f"{what} failed (cargo {arguments[0]})", 3)
+
+
+def hypervisor() -> Path:
+    """The bootable hypervisor, built if its sources changed."""
+    setup.rust()
+    cargo("build", "--release", "-p", "kernel", "--features", "bare-metal", "--bin", BINARY, "--target", setup.TARGET,
+          what="building the hypervisor")
+    return paths.cargo_target() / setup.TARGET / "release" / BINARY

@@ -1,0 +1,181 @@
+"""scripts/run: parses its options, refuses wrong ones with one line, and runs a session."""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from . import qemu
+from .errors import UserError
+from .progress import say
+from .session import Interrupted, Options, Session, show_ending
+
+MIB = 1 << 20
+MEMORY_LEAST, MEMORY_MOST = 16 * MIB, 64 << 30
+UNITS = {"": MIB, "k": 1 << 10, "m": MIB, "g": 1 << 30}
+BOOT_WAYS = ("pvh", "grub-bios", "grub-uefi", "limine-bios", "limine-uefi")
+
+EPILOG = """\
+Without --kernel the guest is Debian 12's stock cloud kernel with a busybox shell. In the terminal, Ctrl-A x quits and Ctrl-A a types
+Ctrl-A. Exit status: 0 the guest powered off or the expected text appeared; 1 the VM was stopped with a report, the text did not appear
+or the time was up; 2 a wrong option, a missing file or a machine that cannot run guests; 3 the hypervisor or the set-up failed.
+
+Examples:
+  scripts/run
+  scripts/run --memory 128M --expect '~ #' --timeout 120
+  scripts/run --expect-first '~ #' --send 'cat /proc/cpuinfo' --expect hypervisor --timeout 120
+"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Refuses wrong options with one line and without the usage text."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see scripts/run --help)")
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 512M, 2G or 512 (MiB)."""
+    match = re.fullmatch(r"(\d+)([kKmMgG]?)(?:i?[bB])?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 512M or 2G")
+    value = int(match.group(1)) * UNITS[match.group(2).lower()]
+    if not MEMORY_LEAST <= value <= MEMORY_MOST:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: a VM has from {MEMORY_LEAST // MIB}M to {MEMORY_MOST >> 30}G")
+    if value % MIB:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of MiB")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e7:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
+    return value
+
+
+def positive(text: str) -> int:
+    """A number from 1 on."""
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def parser() -> OneLineParser:
+    """The options of scripts/run."""
+    p = OneLineParser(prog="scripts/run", description="Boots Gearshift in an emulated or nested machine and a guest inside Gearshift.",
+                      epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    guest = p.add_argument_group("the guest")
+    guest.add_argument("--kernel", metavar="FILE", help="kernel to boot: a Linux bzImage or a PVH or Multiboot 1 program")
+    guest.add_argument("--initrd", metavar="FILE", help="its initial RAM disk")
+    guest.add_argument("--append", metavar="STR", default="console=ttyS0", help="its command line (default: %(default)s)")
+    guest.add_argument("--module", metavar="FILE", action="append", default=[], dest="modules",
+                       help="a further file for the hypervisor, known by its base name; repeatable")
+    guest.add_argument("--memory", metavar="SIZE", type=size, default=512 * MIB, help="its RAM, such as 128M or 2G (default: 512M)")
+    guest.add_argument("--vcpus", metavar="N", type=positive, default=1, help="its virtual CPUs (more than 1: not yet)")
+    machine = p.add_argument_group("the machine")
+    machine.add_argument("--cpu", choices=("amd", "intel", "auto"), default="auto",
+                         help="whose virtualization to use: amd (QEMU), intel (Bochs; not built yet), auto (nested KVM if there is, else QEMU)")
+    machine.add_argument("--boot", choices=BOOT_WAYS, default="pvh", help="how the machine boots Gearshift (only pvh so far)")
+    machine.add_argument("--icount", action="store_true", help="count instructions deterministically (slower; time is instructions)")
+    machine.add_argument("--kvm", action="store_true", help="use nested KVM instead of emulation; refused where it is not there")
+    machine.add_argument("--cpu-model", metavar="MODEL", default="", help=f"QEMU's CPU model and flags (default: {qemu.CPU_MODEL})")
+    machine.add_argument("--hypervisor-options", metavar="STR", default="", help="further words for the hypervisor's own command line")
+    machine.add_argument("--bare", action="store_true", help="boot the guest without Gearshift in the same machine, to compare")
+    script = p.add_argument_group("without a person at the terminal")
+    script.add_argument("--expect", metavar="TEXT", help="end with status 0 once TEXT appears on the guest's console")
+    script.add_argument("--timeout", metavar="SECONDS", type=seconds, help="give up after that time with status 1 (with --expect: 300 if not given)")
+    script.add_argument("--expect-first", metavar="TEXT", help="wait for TEXT before typing what --send says")
+    script.add_argument("--send", metavar="TEXT", help="what to type then, followed by Enter; its echo does not count for --expect")
+    record = p.add_argument_group("what to keep")
+    record.add_argument("--log", metavar="FILE", help="write the hypervisor's own log there")
+    record.add_argument("--stats", metavar="FILE", help="write JSON there: exits by reason, times, instructions if counted, memory")
+    return p
+
+
+def checked(arguments: list) -> Options:
+    """The options, or a UserError that says in one line what is wrong."""
+    given = parser().parse_args(arguments)
+    for option, file in [("--kernel", given.kernel), ("--initrd", given.initrd), *(("--module", m) for m in given.modules)]:
+        if file is not None:
+            readable_file(option, file)
+    for option, file in (("--log", given.log), ("--stats", given.stats)):
+        if file is not None:
+            writable_place(option, file)
+    for option in ("expect", "expect_first", "send"):
+        if getattr(given, option) == "":
+            raise UserError(f"--{option.replace('_', '-')} needs a text")
+    if (given.send is None) != (given.expect_first is None):
+        raise UserError("--send and --expect-first belong together: type the one when the other has appeared")
+    if given.kvm and given.icount:
+        raise UserError("--kvm and --icount contradict each other: only the emulator counts instructions")
+    if given.kvm and given.cpu == "intel" or given.cpu == "intel":
+        raise UserError("--cpu intel is not built yet: this version runs on AMD-V only")
+    if given.boot != "pvh":
+        raise UserError(f"--boot {given.boot} is not built yet: this version boots by pvh only")
+    if given.vcpus > 1:
+        raise UserError("--vcpus more than 1 is not built yet: this version's VMs have one vCPU")
+    if given.bare and (given.modules or given.hypervisor_options):
+        raise UserError("--bare runs without the hypervisor: --module and --hypervisor-options have no meaning then")
+    kvm = given.kvm
+    if not given.bare and not given.icount and (kvm or given.cpu == "auto"):
+        obstacle = qemu.kvm_obstacle("svm", "kvm_amd")
+        if kvm and obstacle:
+            raise UserError(f"--kvm: {obstacle}")
+        kvm = not obstacle
+    fields = {name: value for name, value in vars(given).items() if name not in ("bare", "kvm")}
+    if given.expect is not None and given.timeout is None:
+        fields["timeout"] = 300.0
+    return Options(**fields, kvm=kvm, without_hypervisor=given.bare)
+
+
+def readable_file(option: str, file: str) -> None:
+    """Refuses a file that cannot be read."""
+    try:
+        if not Path(file).is_file():
+            reason = "no such file" if not Path(file).exists() else "not a file"
+            raise UserError(f"{option} {file}: {reason}")
+        with open(file, "rb") as opened:
+            if not opened.read(1):
+                raise UserError(f"{option} {file}: the file is empty")
+    except OSError as error:
+        raise UserError(f"{option} {file}: {error.strerror}") from None
+
+
+def writable_place(option: str, file: str) -> None:
+    """Refuses a file that cannot be written."""
+    place = Path(file).absolute()
+    if place.is_dir():
+        raise UserError(f"{option} {file}: is a folder")
+    if not place.parent.is_dir():
+        raise UserError(f"{option} {file}: the folder {place.parent} does not exist")
+    if not os.access(place if place.exists() else place.parent, os.W_OK):
+        raise UserError(f"{option} {file}: cannot be written")
+
+
+def main(arguments: list) -> int:
+    """Runs scripts/run and returns its exit status."""
+    try:
+        options = checked(arguments)
+        unattended = options.expect is not None or options.send is not None
+        terminal = not unattended and sys.stdin.isatty() and sys.stdout.isatty()
+        if terminal:
+            say("attaching to the guest's console (Ctrl-A x quits)")
+        outcome = Session(options, terminal=terminal, typing=not unattended).run()
+        show_ending(outcome)
+        return outcome.status
+    except UserError as error:
+        say(f"error: {error}")
+        return error.status
+    except Interrupted as interrupted:
+        return 128 + interrupted.args[0]
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141

@@ -1,0 +1,80 @@
+"""The QEMU machine that Gearshift runs in: a q35 PC whose CPU has AMD-V.
+
+COM1 is the focused guest's console, COM2 the hypervisor's log and, the other way, its control line; both are sockets that the
+caller already holds. A debug-exit port tells how the hypervisor ended. `kvm_obstacle` says why nested KVM cannot be used.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import setup
+from .archive import Program
+
+DEBUG_EXIT_PORT = 0x501
+MIB = 1 << 20
+HYPERVISOR_MEMORY = 128 * MIB
+CPU_MODEL = "EPYC,+svm,+x2apic,+vgif"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to start. Sizes in bytes; the two descriptors are connected stream sockets that QEMU inherits."""
+
+    kernel: Path
+    command_line: str
+    modules: Path | None
+    memory: int
+    console: int
+    log: int
+    icount: bool = False
+    kvm: bool = False
+    cpu_model: str = ""
+    cpus: int = 1
+
+
+def command(machine: Machine) -> tuple:
+    """The program and its whole command line."""
+    program: Program = setup.qemu()
+    accelerator = "kvm" if machine.kvm else "tcg"
+    model = machine.cpu_model or ("host" if machine.kvm else CPU_MODEL)
+    arguments = [
+        "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot",
+        "-machine", f"q35,accel={accelerator}", "-cpu", model, "-smp", str(machine.cpus), "-m", f"{machine.memory // MIB}M",
+        "-device", f"isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=2",
+        "-chardev", f"socket,id=console,fd={machine.console}", "-serial", "chardev:console",
+        "-chardev", f"socket,id=log,fd={machine.log}", "-serial", "chardev:log",
+        "-kernel", str(machine.kernel), "-append", machine.command_line,
+    ]
+    if machine.modules:
+        arguments += ["-initrd", str(machine.modules)]
+    if machine.icount:
+        # Time is instructions: nothing depends on the load of this machine.
+        arguments += ["-icount", "shift=0,sleep=off", "-rtc", "clock=vm"]
+    return program, program.command(*arguments)
+
+
+def memory_for(guest_bytes: int, module_bytes: int) -> int:
+    """Machine memory for a guest of that size: its RAM, the modules twice (as loaded and as placed) and the hypervisor's own."""
+    total = guest_bytes + 2 * module_bytes + HYPERVISOR_MEMORY
+    return -(-total // MIB) * MIB
+
+
+def kvm_obstacle(flag: str, module: str) -> str:
+    """Why nested KVM with the CPU flag `svm` or `vmx` cannot be used here; empty if it can."""
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return "/proc/cpuinfo names no CPU flags"
+    if flag not in flags:
+        return f"this machine's CPU does not offer {flag}"
+    try:
+        nested = Path(f"/sys/module/{module}/parameters/nested").read_text().strip()
+    except OSError:
+        return f"the {module} module is not loaded"
+    if nested not in ("1", "Y", "y"):
+        return f"{module} is loaded without nested=1"
+    try:
+        with open("/dev/kvm", "r+b", buffering=0):
+            return ""
+    except OSError as error:
+        return f"/dev/kvm cannot be opened: {error.strerror}"
