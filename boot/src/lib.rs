@@ -1,1 +1,29 @@
-//! TODO
+//! Loader entry points and what they hand over.
+//!
+//! Each loader has one thin entry; all of them end in the same [`BootInfo`]: memory map, modules by name, command
+//! line, RSDP and the image's own extent, read once and checked while it is read.
+//!
+//! * [`info`]: [`BootInfo`], its parts and [`BootError`].
+//! * [`physical`]: [`PhysicalMemory`], how a parser reaches what the loader left in memory.
+//! * [`pvh`]: `hvm_start_info` (`qemu -kernel`).
+//! * [`multiboot2`]: the boot information of GRUB.
+//! * [`cpio`]: the newc archive that carries PVH's modules, used in place.
+//! * `entry` (bare metal only): the 32-bit entries, the early page tables and the jump into Rust.
+//!
+//! Neighbours: only `kernel` uses this crate. It decides nothing about the memory it describes, allocates nothing and
+//! keeps nothing of the loader's own structures but the modules' bytes.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod cpio;
+pub mod info;
+pub mod layout;
+pub mod multiboot2;
+pub mod physical;
+pub mod pvh;
+
+#[cfg(target_os = "none")]
+pub mod entry;
+
+pub use info::{BootError, BootInfo, MemoryKind, MemoryRegion, Module, Protocol};
+pub use physical::{PhysicalMemory, PhysicalRange};
