@@ -43,8 +43,8 @@ def size(text: str) -> int:
     value = int(match.group(1)) * UNITS[match.group(2).lower()]
     if not MEMORY_LEAST <= value <= MEMORY_MOST:
         raise argparse.ArgumentTypeError(f"{text} is out of range: a VM has from {MEMORY_LEAST // MIB}M to {MEMORY_MOST >> 30}G")
-    if value % MIB:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of MiB")
+    if value % (2 * MIB):
+        raise argparse.ArgumentTypeError(f"{text} is not a multiple of 2 MiB")
     return value
 
 
@@ -114,7 +114,7 @@ def checked(arguments: list) -> Options:
         raise UserError("--send and --expect-first belong together: type the one when the other has appeared")
     if given.kvm and given.icount:
         raise UserError("--kvm and --icount contradict each other: only the emulator counts instructions")
-    if given.kvm and given.cpu == "intel" or given.cpu == "intel":
+    if given.cpu == "intel":
         raise UserError("--cpu intel is not built yet: this version runs on AMD-V only")
     if given.boot != "pvh":
         raise UserError(f"--boot {given.boot} is not built yet: this version boots by pvh only")

@@ -12,14 +12,15 @@ import tty
 ESCAPE = 0x01  # Ctrl-A
 QUIT_KEY = ord("x")
 LITERAL_KEY = ord("a")
+NARROWEST_TERMINAL = 16  # columns; a line editor does not wrap before
 
 
 class Expectation:
     """Waits for texts in a stream that also carries the echo of what was typed.
 
     The echo of a typed line is its first appearance after it was typed, and any later one that follows other text on its line, as
-    after a prompt. Bytes that may be the beginning of such an echo are held back until it is clear. Control characters and
-    terminal escapes inside an echo (a line editor's wrapping) do not hide it.
+    after a prompt; it never begins inside a word. Bytes that may be the beginning of such an echo are held back until it is clear.
+    Terminal escapes inside an echo, and line ends where a line editor wraps, do not hide it.
     """
 
     def __init__(self):
@@ -28,6 +29,7 @@ class Expectation:
         self._typed = b""
         self._echo_seen = False
         self._line_has_text = False
+        self._in_word = False
 
     def typed(self, line: bytes) -> None:
         """Tells that `line` was typed: what came before counts no more, and its echo will not count."""
@@ -35,6 +37,7 @@ class Expectation:
         self._held = b""
         self._typed = printable(line)
         self._echo_seen = False
+        self._in_word = False
 
     def feed(self, data: bytes) -> None:
         """Adds what the console printed."""
@@ -46,7 +49,7 @@ class Expectation:
             return
         position = 0
         while position < len(data):
-            if data[position] == self._typed[0] and (self._line_has_text or not self._echo_seen):
+            if not self._in_word and data[position] == self._typed[0] and (self._line_has_text or not self._echo_seen):
                 length, whole = echo_at(data, position, self._typed)
                 if length and not whole:
                     self._held = data[position:]
@@ -56,6 +59,7 @@ class Expectation:
                     self._counted += b"\n"
                     position += length
                     continue
+            self._in_word = chr(data[position]).isalnum()
             if data[position] in b"\r\n":
                 self._line_has_text = False
             elif data[position] > 0x20:
@@ -99,7 +103,7 @@ def echo_at(data: bytes, position: int, typed: bytes) -> tuple:
     while position < len(data):
         skipped = _control_length(data, position)
         if skipped:
-            if matched == 0:
+            if data[position] in b"\r\n" and matched < NARROWEST_TERMINAL:
                 return 0, False
             position += skipped
             continue

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ class Options:
     cpu_model: str = ""
     hypervisor_options: str = ""
     without_hypervisor: bool = False
+    prebuilt: Path | None = None
 
 
 @dataclass
@@ -66,6 +68,18 @@ class Outcome:
     journal: Journal
     ending: Ending | None = None
     statistics: dict | None = None
+    arrivals: list = field(default_factory=list)
+
+    def text(self) -> str:
+        """What the guest printed."""
+        return self.console.decode(errors="replace").replace("\r\n", "\n")
+
+    def moment(self, text: bytes) -> float | None:
+        """Seconds from the start until `text` had arrived whole on the console; None if it never did."""
+        found = self.console.find(text)
+        if found < 0:
+            return None
+        return next(when for length, when in self.arrivals if length >= found + len(text))
 
 
 def module_files(options: Options) -> dict:
@@ -110,10 +124,12 @@ class Session:
         self._escape = console.EscapeKey()
         self._sent = options.send is None
         self._process: subprocess.Popen | None = None
+        self._arrivals: list = []
+        self._start = 0.0
 
     def run(self) -> Outcome:
         """Starts the machine and stays until it ends or need run no longer."""
-        hypervisor = None if self.options.without_hypervisor else build.hypervisor()
+        hypervisor = None if self.options.without_hypervisor else self.options.prebuilt or build.hypervisor()
         files = module_files(self.options)
         with tempfile.TemporaryDirectory(prefix="gearshift-") as folder:
             ours, theirs = zip(*(socket.socketpair() for _ in range(2)))
@@ -135,10 +151,11 @@ class Session:
         return qemu.command(machine)
 
     def _attached(self, program: Program, arguments: list, ours: tuple, theirs: tuple) -> Outcome:
-        start = time.monotonic()
+        start = self._start = time.monotonic()
         with tempfile.TemporaryFile() as complaints, console.RawTerminal(self._terminal), interrupts_raised():
             self._process = subprocess.Popen(arguments, env=program.env(), stdin=subprocess.DEVNULL, stdout=complaints, stderr=complaints,
                                              pass_fds=[end.fileno() for end in theirs], start_new_session=True)
+            RUNNING.add(self._process)
             for end in theirs:
                 end.close()
             try:
@@ -148,6 +165,7 @@ class Session:
                 self._process_ended(0 if stop else 5)
             finally:
                 end_process(self._process)
+                RUNNING.discard(self._process)
                 for end in ours:
                     end.close()
             seconds = time.monotonic() - start
@@ -194,6 +212,8 @@ class Session:
                         open_ends -= 1
                         continue
                     key.data.extend(data)
+                    if key.data is self._console:
+                        self._arrivals.append((len(self._console), time.monotonic() - self._start))
                     if key.data is self._console and self._printed(data):
                         return STOP_EXPECTED
         return None
@@ -267,7 +287,7 @@ class Session:
         log = Journal(bytes(self._log))
         status = self._process.returncode
         ending = journal.ending_of_qemu_status(status) if status is not None and status >= 0 else None
-        outcome = Outcome(SUCCESS, "", seconds, bytes(self._console), log, ending, log.statistics())
+        outcome = Outcome(SUCCESS, "", seconds, bytes(self._console), log, ending, log.statistics(), self._arrivals)
         expect = self.options.expect
         if stop is STOP_EXPECTED:
             return outcome
@@ -326,6 +346,10 @@ STOP_QUIT = Stop("quit", True)
 STOP_TIMEOUT = Stop("timeout", True)
 
 
+# The machines that this process runs now.
+RUNNING: set = set()
+
+
 class Interrupted(Exception):
     """A signal asked this process to end; `args[0]` is its number."""
 
@@ -336,6 +360,10 @@ class interrupts_raised:
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __enter__(self):
+        self._former = []
+        if threading.current_thread() is not threading.main_thread():
+            return self  # the main thread gets the signals and ends RUNNING
+
         def raise_interrupted(number, _frame):
             raise Interrupted(number)
 

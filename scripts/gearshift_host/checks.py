@@ -1,0 +1,221 @@
+"""scripts/test: the stages and the nested tests, counted into one closing line.
+
+Stages: fmt, clippy, clippy-bare, docs, arrows, tools (these host tools' own tests), host (cargo test), nested (guests in emulated
+machines; not with --quick). The nested cases are in tests/nested.
+"""
+
+import concurrent.futures
+import os
+import re
+import subprocess
+import sys
+import time
+import unittest
+from dataclasses import dataclass
+
+from . import arrows, build, paths, setup
+from .commandline import OneLineParser
+from .errors import UserError
+from .progress import say
+from .session import RUNNING, Interrupted, end_process, interrupts_raised
+
+PARALLEL_MACHINES = 2
+LINES_SHOWN = 60
+
+
+@dataclass
+class Tally:
+    """Individual tests counted."""
+
+    passed: int = 0
+    failed: int = 0
+
+    def add(self, passed: int, failed: int) -> None:
+        """Counts further tests."""
+        self.passed += passed
+        self.failed += failed
+
+
+def cargo(*arguments: str, environment: dict | None = None) -> tuple:
+    """Runs cargo in the repository: (whether it succeeded, what it printed)."""
+    done = subprocess.run(["cargo", *arguments], cwd=paths.REPOSITORY, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, env={**os.environ, **(environment or {}), "CARGO_TERM_COLOR": "never"})
+    return done.returncode == 0, done.stdout
+
+
+def one(success: bool, output: str) -> tuple:
+    """The result of a stage that is one test."""
+    return int(success), int(not success), output
+
+
+def fmt() -> tuple:
+    """Formatting of all crates."""
+    return one(*cargo("fmt", "--all", "--check"))
+
+
+def clippy() -> tuple:
+    """Lints of everything that builds on the host."""
+    return one(*cargo("clippy", "--workspace", "--all-targets", "--", "-D", "warnings"))
+
+
+def clippy_bare() -> tuple:
+    """Lints of the hypervisor itself."""
+    return one(*cargo("clippy", "-p", "kernel", "--features", "bare-metal", "--bin", build.BINARY, "--target", setup.TARGET, "--", "-D", "warnings"))
+
+
+def docs() -> tuple:
+    """Documentation without warnings."""
+    return one(*cargo("doc", "--workspace", "--no-deps", environment={"RUSTDOCFLAGS": "-D warnings"}))
+
+
+def check_arrows() -> tuple:
+    """The arrows between the rooms."""
+    wrong = arrows.violations()
+    return one(not wrong, "\n".join(wrong))
+
+
+def host() -> tuple:
+    """All host tests."""
+    success, output = cargo("test", "--workspace", "--no-fail-fast")
+    results = re.findall(r"^test result: \w+\. (\d+) passed; (\d+) failed", output, re.M)
+    passed, failed = sum(int(r[0]) for r in results), sum(int(r[1]) for r in results)
+    if not success and failed == 0:
+        failed = 1  # it did not even build
+    kept = [line for line in output.splitlines() if not re.match(r"test .* \.\.\. ok$|\s*(Compiling|Running|Doc-tests|Finished|Downloaded|Blocking)|running \d+ test", line)]
+    return passed, failed, "\n".join(kept)
+
+
+def tools() -> tuple:
+    """The host tools' own tests."""
+    sys.path.insert(0, str(paths.REPOSITORY / "tests"))
+    suite = unittest.defaultTestLoader.discover(str(paths.REPOSITORY / "tests/host_tools"), pattern="*_test.py", top_level_dir=str(paths.REPOSITORY / "tests"))
+    result = unittest.TestResult()
+    suite.run(result)
+    problems = [text for _, text in result.failures + result.errors]
+    return result.testsRun - len(problems), len(problems), "\n".join(problems)
+
+
+STAGES = {"fmt": fmt, "clippy": clippy, "clippy-bare": clippy_bare, "docs": docs, "arrows": check_arrows, "tools": tools, "host": host}
+
+
+def run_stage(name: str, tally: Tally) -> None:
+    """Runs a stage and shows its result, and its output if it failed."""
+    print(f"{name} ...", flush=True)
+    start = time.monotonic()
+    try:
+        passed, failed, output = STAGES[name]()
+    except UserError as error:
+        passed, failed, output = 0, 1, str(error)
+    tally.add(passed, failed)
+    if failed:
+        print("\n".join(output.splitlines()[-LINES_SHOWN:]))
+    print(f"{name}: {passed} passed, {failed} failed in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def nested_cases() -> list:
+    """The cases of tests/nested, in order."""
+    sys.path.insert(0, str(paths.REPOSITORY / "tests"))
+    from nested import cases  # pylint: disable=import-outside-toplevel
+
+    return cases.ALL
+
+
+def run_nested(cases: list, jobs: int, tally: Tally) -> None:
+    """Runs nested cases, those that measure time one by one at the end."""
+    print(f"nested: {len(cases)} cases ...", flush=True)
+    start = time.monotonic()
+    before = tally.failed
+    try:
+        hypervisor = build.hypervisor()
+        setup.qemu()
+    except UserError as error:
+        say(f"error: {error}")
+        tally.add(0, len(cases))
+        print(f"nested: 0 passed, {len(cases)} failed: there is no hypervisor to run", flush=True)
+        return
+    prepare = sys.modules["nested.case"]
+    failed_names = []
+
+    def attempt(case) -> None:
+        began = time.monotonic()
+        problem = prepare.run(case, hypervisor)
+        tally.add(int(not problem), int(bool(problem)))
+        seconds = time.monotonic() - began
+        if problem:
+            failed_names.append(case.name)
+            print(f"FAILED {case.name} ({seconds:.1f} s)\n{problem}", flush=True)
+        else:
+            print(f"ok {case.name} ({seconds:.1f} s)", flush=True)
+
+    with interrupts_raised():
+        try:
+            prepare.prepare(cases)
+            with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+                waiting = [pool.submit(attempt, case) for case in cases if not case.alone]
+                try:
+                    for future in waiting:
+                        future.result()
+                except BaseException:
+                    for future in waiting:
+                        future.cancel()
+                    for process in list(RUNNING):
+                        end_process(process)
+                    raise
+            for case in cases:
+                if case.alone:
+                    attempt(case)
+        except UserError as error:
+            tally.add(0, 1)
+            say(f"error: {error}")
+    summary = f"nested: {len(cases) - (tally.failed - before)} passed, {tally.failed - before} failed in {time.monotonic() - start:.0f} s"
+    print(summary + (f": {' '.join(failed_names)}" if failed_names else ""), flush=True)
+
+
+def chosen(names: list, available: list) -> list:
+    """The names that a word on the command line chooses: the equal one, else those that contain it."""
+    found = []
+    for word in names:
+        matches = [word] if word in available else [name for name in available if word in name]
+        if not matches:
+            raise UserError(f"no stage or case matches {word!r} (see scripts/test --list)")
+        found += [name for name in matches if name not in found]
+    return found
+
+
+def main(arguments: list) -> int:
+    """Runs scripts/test and returns its exit status."""
+    p = OneLineParser(prog="scripts/test", description="Checks Gearshift; the last line says how many tests passed and failed.", allow_abbrev=False)
+    p.add_argument("names", nargs="*", metavar="NAME", help="run only the stages and nested cases of this name, or whose name contains it")
+    p.add_argument("--quick", action="store_true", help="no emulator: leave out the nested cases")
+    p.add_argument("--list", action="store_true", help="list the stages and the nested cases")
+    p.add_argument("--jobs", metavar="N", type=int, default=min(PARALLEL_MACHINES, os.cpu_count() or 1), help="machines at once (default: %(default)s)")
+    tally = Tally()
+    try:
+        given = p.parse_args(arguments)
+        cases = nested_cases()
+        available = [*STAGES, *(case.name for case in cases)]
+        if given.list:
+            for name, stage in STAGES.items():
+                print(f"{name:<28} {(stage.__doc__ or '').strip()}")
+            for case in cases:
+                print(f"{case.name:<28} {case.about}")
+            return 0
+        wanted = chosen(given.names, available) if given.names else available
+        setup.rust()
+        for name in STAGES:
+            if name in wanted:
+                run_stage(name, tally)
+        nested = [case for case in cases if case.name in wanted]
+        if nested and not given.quick:
+            run_nested(nested, max(1, given.jobs), tally)
+    except UserError as error:
+        say(f"error: {error}")
+        if tally.passed + tally.failed == 0:
+            return error.status
+        tally.add(0, 1)
+    except Interrupted as interrupted:
+        return 128 + interrupted.args[0]
+    except KeyboardInterrupt:
+        return 130
+    print(f"{tally.passed} passed, {tally.failed} failed", flush=True)
+    return 0 if tally.passed and not tally.failed else 1

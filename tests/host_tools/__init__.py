@@ -1,0 +1,1 @@
+"""Tests of the host tools in scripts/gearshift_host; scripts/test runs them as the stage `tools`."""

@@ -1,0 +1,156 @@
+"""Cases with the stock Debian kernel: what a Linux user sees of the virtual machine."""
+
+import re
+import time
+from pathlib import Path
+
+from gearshift_host import guests, paths
+from gearshift_host.session import Options, Outcome, Session
+
+from .case import Case
+
+BANNER = "Gearshift guest:"
+PROMPT = "~ # "
+SLEEP_SECONDS = 10
+SLEEP_TOLERANCE = 0.01
+CLOCK_TOLERANCE_SECONDS = 2.0
+WARNING_LEVEL = 4  # of the kernel's log: warnings and worse
+EXCEPTIONS = Path(__file__).with_name("dmesg-exceptions.txt")
+
+MESSAGES_SCRIPT = "echo MESSAGES-BEGIN\ndmesg -r\necho MESSAGES-END\n"
+
+
+def statistics_complete(outcome: Outcome) -> str:
+    """The run ended in order and left complete statistics."""
+    statistics = outcome.statistics
+    if not statistics:
+        return "the hypervisor's log has no STATS line"
+    if sum(statistics.get("exits", {}).values()) < 1000:
+        return f"implausibly few exits: {statistics.get('exits')}"
+    if not 0 < statistics.get("run_time_ns", 0) < outcome.seconds * 1e9 * 1.05:
+        return f"run_time_ns {statistics.get('run_time_ns')} does not fit {outcome.seconds:.1f} s of wall time"
+    if not statistics.get("hypervisor_memory_bytes", 0) > 0:
+        return "no hypervisor_memory_bytes"
+    return ""
+
+
+def warnings(text: str) -> set:
+    """The kernel's warnings in the raw dmesg between the markers, without what differs from boot to boot."""
+    section = text.partition("MESSAGES-BEGIN\n")[2].partition("MESSAGES-END")[0]
+    found = set()
+    for line in section.splitlines():
+        match = re.match(r"<(\d+)>\[\s*[\d.]+\] (.*)", line)
+        if match and int(match.group(1)) & 7 <= WARNING_LEVEL:
+            found.add(re.sub(r"0x[0-9a-f]+|\b[0-9a-f]{8,}\b|\d+", "#", match.group(2)).strip())
+    return found
+
+
+def exceptions() -> list:
+    """The patterns of dmesg-exceptions.txt; each is preceded by its reason in a comment."""
+    lines = [line.strip() for line in EXCEPTIONS.read_text(encoding="utf-8").splitlines()]
+    return [re.compile(line) for line in lines if line and not line.startswith("#")]
+
+
+def no_new_warnings(outcome: Outcome) -> str:
+    """The kernel warns of nothing that it does not warn of in the same machine without Gearshift."""
+    if "MESSAGES-END" not in outcome.text():
+        return "the kernel's messages are not complete on the console"
+    place = paths.cache() / "nested" / "plain-messages"
+    initrd = guests.script_initramfs(MESSAGES_SCRIPT, place / "initrd")
+    plain = Session(Options(initrd=str(initrd), without_hypervisor=True, timeout=120), echo=False).run()
+    if "MESSAGES-END" not in plain.text():
+        return f"the plain machine did not finish: {plain.reason}"
+    allowed = exceptions()
+    new = sorted(line for line in warnings(outcome.text()) - warnings(plain.text()) if not any(p.search(line) for p in allowed))
+    return "warnings that the plain machine does not have:\n" + "\n".join(new) if new else ""
+
+
+def slept_right(outcome: Outcome) -> str:
+    """The guest's sleep took as long by the host's clock."""
+    begin, end = outcome.moment(b"SLEEP-BEGIN"), outcome.moment(b"SLEEP-END")
+    if begin is None or end is None:
+        return "the markers are not on the console"
+    took = end - begin
+    if abs(took - SLEEP_SECONDS) > SLEEP_SECONDS * SLEEP_TOLERANCE:
+        return f"sleep {SLEEP_SECONDS} took {took:.3f} s of the host's clock"
+    uptimes = re.findall(r"UPTIME ([\d.]+)", outcome.text())
+    counted = float(uptimes[1]) - float(uptimes[0])
+    if abs(counted - took) > SLEEP_SECONDS * SLEEP_TOLERANCE:
+        return f"the guest counted {counted:.3f} s where the host counted {took:.3f} s"
+    return ""
+
+
+def clock_right(outcome: Outcome) -> str:
+    """The RTC and the system time agree with the host's."""
+    found = re.search(r"SYSTEM (\d+)", outcome.text())
+    rtc = re.search(r"RTC (\d+)-(\d+)-(\d+) (\d+):(\d+):(\d+)", outcome.text())
+    if not found or not rtc:
+        return "the guest printed no time"
+    moment = outcome.moment(b"SYSTEM ")
+    now = time.time() - (outcome.seconds - moment)
+    if abs(int(found.group(1)) - now) > CLOCK_TOLERANCE_SECONDS:
+        return f"the guest's time is {int(found.group(1)) - now:.1f} s off"
+    import calendar  # pylint: disable=import-outside-toplevel
+
+    by_rtc = calendar.timegm((*map(int, rtc.groups()), 0, 0, 0))
+    if abs(by_rtc - now) > CLOCK_TOLERANCE_SECONDS:
+        return f"the RTC is {by_rtc - now:.1f} s off"
+    return ""
+
+
+def interrupts_count_up(outcome: Outcome) -> str:
+    """The local timer's and the UART's interrupts went up between two looks."""
+    looks = outcome.text().split("INTERRUPTS-LOOK")[1:]
+    if len(looks) != 2:
+        return "the two looks at /proc/interrupts are not on the console"
+
+    def counts(look: str, label: str) -> int:
+        rows = [line.split() for line in look.splitlines() if re.search(label, line)]
+        return sum(int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit())
+
+    for label in (r"^\s*LOC:", r"IO-APIC.*ttyS0"):
+        before, after = counts(looks[0], label), counts(looks[1], label)
+        if after <= before:
+            return f"{label}: {before} before, {after} after"
+    timers = counts(looks[1], r"IO-APIC.*timer") + counts(looks[1], r"HPET|hpet")
+    return "" if timers > 0 else "no timer interrupt came through the IOAPIC"
+
+
+CASES = [
+    Case("linux-shell-128m", "the stock kernel reaches a shell with 128 MiB", options={"memory": 128 << 20, "expect": PROMPT}),
+    Case("linux-shell-512m", "the stock kernel reaches a shell with 512 MiB", options={"expect": PROMPT}),
+    Case("linux-shell-2g", "the stock kernel reaches a shell with 2 GiB", options={"memory": 2 << 30, "expect": PROMPT}),
+    Case("linux-typing", "what is typed reaches the shell and its answer comes back",
+         options={"expect_first": PROMPT, "send": "echo typed $((6 * 7)) times", "expect": "typed 42 times"}),
+    Case("linux-poweroff", "poweroff ends the run in order, with statistics",
+         options={"expect_first": PROMPT, "send": "poweroff"}, wanted=("Power down",), check=statistics_complete),
+    Case("linux-reboot", "reboot restarts the guest clean",
+         options={"expect_first": PROMPT, "send": "reboot", "expect": BANNER}, wanted=(BANNER, "machine restart", "Linux version", BANNER)),
+    Case("linux-panic-reboot", "panic=1 reboots the guest",
+         options={"append": "console=ttyS0 panic=1", "expect_first": PROMPT, "send": "echo c > /proc/sysrq-trigger", "expect": BANNER},
+         wanted=(BANNER, "Kernel panic", "Linux version", BANNER)),
+    Case("linux-messages", "the kernel warns of nothing that it does not warn of on a plain PC",
+         script=MESSAGES_SCRIPT, wanted=("MESSAGES-END", "SCRIPT-ENDED 0"), check=no_new_warnings),
+    Case("linux-clock-sources", "tsc, hpet and acpi_pm are there as clock sources",
+         script="cat /sys/devices/system/clocksource/clocksource0/available_clocksource | tr ' ' '\\n' | sort | sed 's/^/CLOCK /'\n",
+         wanted=("CLOCK acpi_pm", "CLOCK hpet", "CLOCK tsc", "SCRIPT-ENDED 0")),
+    Case("linux-interrupts", "timer and UART interrupts count up through LAPIC and IOAPIC",
+         # The UART interrupts only while it is open for reading.
+         script="exec 3</dev/ttyS0\nfor look in 1 2; do echo INTERRUPTS-LOOK; cat /proc/interrupts; sleep 1; done\n",
+         wanted=("SCRIPT-ENDED 0",), check=interrupts_count_up),
+    Case("linux-memory", "the guest sees the RAM it was given",
+         script="awk '/MemTotal/ { print ($2 > 440000 && $2 < 512 * 1024) ? \"MEMORY RIGHT\" : \"MEMORY WRONG \" $2 }' /proc/meminfo\n",
+         wanted=("MEMORY RIGHT", "SCRIPT-ENDED 0")),
+    Case("linux-no-nesting", "the guest sees no virtualization of its own but knows that it is a guest",
+         script="grep -qw svm /proc/cpuinfo && echo HAS SVM\ngrep -qw vmx /proc/cpuinfo && echo HAS VMX\ngrep -qw hypervisor /proc/cpuinfo && echo IS A GUEST\n",
+         wanted=("IS A GUEST", "SCRIPT-ENDED 0"), unwanted=("HAS SVM", "HAS VMX")),
+    Case("linux-sleep", f"sleep {SLEEP_SECONDS} takes {SLEEP_SECONDS} s by the host's clock", alone=True,
+         script=f"sleep 3\necho UPTIME $(cat /proc/uptime)\necho SLEEP-BEGIN\nsleep {SLEEP_SECONDS}\necho SLEEP-END\necho UPTIME $(cat /proc/uptime)\n",
+         wanted=("SLEEP-END", "SCRIPT-ENDED 0"), check=slept_right),
+    Case("linux-time", "the RTC and the system time are right", alone=True,
+         script="echo SYSTEM $(date -u +%s)\necho RTC $(cat /sys/class/rtc/rtc0/date) $(cat /sys/class/rtc/rtc0/time)\n",
+         wanted=("SCRIPT-ENDED 0",), check=clock_right),
+    Case("linux-instruction-count", "two counted runs agree: the same exits and nearly the same instructions",
+         options={"icount": True, "append": "console=ttyS0 quiet", "expect_first": PROMPT, "send": "poweroff -f"}, timeout=400,
+         check=lambda outcome: "" if (outcome.statistics or {}).get("instructions", 0) > 10**9 else f"no plausible count: {outcome.statistics}"),
+]
