@@ -59,13 +59,17 @@ class Expectation:
                     self._counted += b"\n"
                     position += length
                     continue
+            control = _control_length(data, position)
+            if control > 1 and position + control == len(data):
+                self._held = data[position:]  # an escape sequence, perhaps not whole yet
+                return
             self._in_word = chr(data[position]).isalnum()
             if data[position] in b"\r\n":
                 self._line_has_text = False
             elif data[position] > 0x20:
                 self._line_has_text = True
-            self._counted.append(data[position])
-            position += 1
+            self._counted += data[position:position + max(control, 1)]
+            position += max(control, 1)
 
     def appeared(self, text: bytes) -> bool:
         """Whether `text` has appeared, echoes aside."""
