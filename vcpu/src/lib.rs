@@ -33,5 +33,7 @@ pub use exit::{
     PortRead, PortString, PortWrite, RawExit, Resume, Xsetbv,
 };
 pub use mailbox::{Mailbox, Post, Wake};
+/// The vocabulary of guest memory, for the backends, whose only neighbour is this crate.
+pub use memory;
 pub use scripted::ScriptedVcpu;
 pub use second_level::{MapError, MemoryType, Permissions, SecondLevel};
