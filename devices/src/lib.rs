@@ -15,6 +15,7 @@ mod device;
 mod fakes;
 mod wires;
 
+pub mod pci;
 pub mod uart;
 
 pub use bus::{Accessed, Bus, ClaimError, SharedDevice, Slot, share};
