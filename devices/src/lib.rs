@@ -15,6 +15,7 @@ mod device;
 mod fakes;
 mod wires;
 
+pub mod acpi_pm;
 pub mod pci;
 pub mod uart;
 
