@@ -397,6 +397,31 @@ macro_rules! completable {
 
 completable!(MsrWrite, Xsetbv, ControlWrite, Hypercall, Instruction);
 
+/// A request whose answer needs the instruction's length, which some hardware does not give.
+pub trait NeedsLength {
+    /// The length as the hardware gave it.
+    fn length(&self) -> Option<Length>;
+    /// The instruction raises `exception` instead of completing.
+    fn refuse(self, exception: Exception) -> Resume;
+}
+
+macro_rules! needs_length {
+    ($($request:ty),*) => {$(
+        impl NeedsLength for $request {
+            #[inline]
+            fn length(&self) -> Option<Length> {
+                self.length
+            }
+            #[inline]
+            fn refuse(self, exception: Exception) -> Resume {
+                self.inject(exception)
+            }
+        }
+    )*};
+}
+
+needs_length!(Cpuid, MsrRead, MsrWrite, Xsetbv, ControlWrite, Hypercall, Instruction);
+
 /// An instruction of VMX, SVM or SMX other than the hypercall; the guest has none of these.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NestedInstruction {

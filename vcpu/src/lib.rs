@@ -29,8 +29,8 @@ pub use contract::{InterruptDelivery, Vcpu, Window};
 pub use event::{Event, Exception, Merged, SoftwareKind, merge};
 pub use exit::{
     AccessKind, Answer, ApicWrite, ControlRegister, ControlWrite, Cpuid, CpuidAnswer, EntryFailure, EoiInduced,
-    ExceptionExit, Exit, ExitKind, Hypercall, Instruction, Length, MemoryAccess, MsrRead, MsrWrite, NestedInstruction,
-    PortRead, PortString, PortWrite, RawExit, Resume, Xsetbv,
+    ExceptionExit, Exit, ExitKind, Hypercall, Instruction, Length, MemoryAccess, MsrRead, MsrWrite, NeedsLength,
+    NestedInstruction, PortRead, PortString, PortWrite, RawExit, Resume, Xsetbv,
 };
 pub use mailbox::{Mailbox, Post, Wake};
 /// The vocabulary of guest memory, for the backends, whose only neighbour is this crate.
