@@ -14,6 +14,7 @@ from .archive import Program
 
 CPU_MODEL = "corei7_haswell_4770"
 CPU_MODELS = ("corei5_arrandale_m520", "corei7_ivy_bridge_3770k", "corei7_haswell_4770", "corei7_skylake_x")
+LOG_NAME = "bochs.log"
 MEMORY_MOST = 2 << 30
 MIB = 1 << 20
 # Guest time is instructions over this rate: no more than what Bochs reaches, so that timeouts keep their meaning.
@@ -73,7 +74,7 @@ def configuration(machine: Machine, machine_log: Path) -> str:
 
 def command(machine: Machine, folder: Path) -> tuple:
     """The program, its whole command line and the path of its own log; `folder` takes the configuration."""
-    machine_log = folder / "bochs.log"
+    machine_log = folder / LOG_NAME
     file = folder / "bochsrc"
     file.write_text(configuration(machine, machine_log))
     program: Program = setup.bochs()

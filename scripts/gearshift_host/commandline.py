@@ -114,7 +114,11 @@ def checked(arguments: list) -> Options:
         raise UserError("--send and --expect-first belong together: type the one when the other has appeared")
     if given.kvm and given.icount:
         raise UserError("--kvm and --icount contradict each other: only the emulator counts instructions")
-    if given.cpu == "intel":
+    if given.cpu == "intel" and given.kvm:
+        raise UserError("--cpu intel and --kvm contradict each other: that machine is emulated")
+    if given.cpu == "intel" and given.icount:
+        raise UserError("--cpu intel counts instructions by itself: leave out --icount")
+    if given.cpu == "intel" and not given.bare:
         raise UserError("--cpu intel is not built yet: this version runs on AMD-V only")
     if given.boot != "pvh":
         raise UserError(f"--boot {given.boot} is not built yet: this version boots by pvh only")
@@ -123,7 +127,7 @@ def checked(arguments: list) -> Options:
     if given.bare and (given.modules or given.hypervisor_options):
         raise UserError("--bare runs without the hypervisor: --module and --hypervisor-options have no meaning then")
     kvm = given.kvm
-    if not given.bare and not given.icount and (kvm or given.cpu == "auto"):
+    if kvm or not given.bare and not given.icount and given.cpu == "auto":
         obstacle = qemu.kvm_obstacle("svm", "kvm_amd")
         if kvm and obstacle:
             raise UserError(f"--kvm: {obstacle}")

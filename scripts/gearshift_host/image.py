@@ -37,3 +37,27 @@ def bios_iso(place: Path, configuration: str, files: dict, work: Path) -> Path:
         _call(setup.image_tool("usr/bin/xorriso"), "-as", "mkisofs", "-quiet", "-R", "-b", "boot/grub/eltorito.img", "-no-emul-boot",
               "-boot-load-size", "4", "-boot-info-table", "-o", str(place), str(root))
     return place
+
+
+GRUB_SERIAL = "serial --unit=0 --speed=115200\nterminal_output serial\nset timeout=0\n"
+
+
+def _quoted(text: str) -> str:
+    """A word for GRUB's script, whatever it holds."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def hypervisor_iso(work: Path, hypervisor: Path, command_line: str, modules: dict) -> Path:
+    """An ISO that boots the hypervisor by Multiboot2 with named modules."""
+    lines = [f"multiboot2 /boot/gearshift {command_line}"]
+    lines += [f"module2 /modules/{name} {name}" for name in modules]
+    files = {"boot/gearshift": hypervisor, **{f"modules/{name}": content for name, content in modules.items()}}
+    return bios_iso(work / "gearshift.iso", GRUB_SERIAL + "\n".join(lines) + "\nboot\n", files, work)
+
+
+def linux_iso(work: Path, kernel: Path, initrd: Path | None, command_line: str) -> Path:
+    """An ISO that boots a Linux kernel without the hypervisor."""
+    words = " ".join(_quoted(word) for word in command_line.split())
+    lines = [f"linux /boot/vmlinuz {words}"] + (["initrd /boot/initrd"] if initrd else [])
+    files = {"boot/vmlinuz": kernel, **({"boot/initrd": initrd} if initrd else {})}
+    return bios_iso(work / "linux.iso", GRUB_SERIAL + "\n".join(lines) + "\nboot\n", files, work)

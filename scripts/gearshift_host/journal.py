@@ -1,8 +1,8 @@
 """The hypervisor's own log, and what a run learns from it.
 
 Lines with a meaning: `STATS {json}` at the end of a run; a VM's stop report between `REPORT BEGIN` and `REPORT END`; `ERROR: text`
-for something the user must change; `PANIC` opens a crash dump that goes on to the end. A line may carry a time stamp or level before
-these words.
+for something the user must change; `PANIC` opens a crash dump that goes on to the end; `ENDED 0x10` says how the hypervisor ended,
+with the value that it writes to the debug-exit port. A line may carry a time stamp or level before these words.
 """
 
 import enum
@@ -57,6 +57,12 @@ class Journal:
         """The crash dump; empty if none."""
         start = re.search(r"^.*\bPANIC\b", self.text, re.M)
         return "\n".join(self.text[start.start():].splitlines()[:PANIC_LINES_SHOWN]) if start else ""
+
+    def ending(self) -> Ending | None:
+        """What the last `ENDED` line says; None if there is none."""
+        found = re.findall(r"\bENDED 0x([0-9a-f]+)", self.text)
+        values = {ending.value: ending for ending in Ending}
+        return values.get(int(found[-1], 16)) if found else None
 
     def tail(self, lines: int = 15) -> str:
         """The last lines."""

@@ -48,8 +48,8 @@ def command(machine: Machine) -> tuple:
     if machine.modules:
         arguments += ["-initrd", str(machine.modules)]
     if machine.icount:
-        # Time is instructions: nothing depends on the load of this machine.
-        arguments += ["-icount", "shift=0,sleep=off", "-rtc", "clock=vm"]
+        # Time is instructions: nothing depends on the load of this machine or on the day.
+        arguments += ["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm"]
     return program, program.command(*arguments)
 
 

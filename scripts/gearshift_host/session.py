@@ -4,11 +4,12 @@
 and the time limit, and ends the machine. Key types: `Options` (what scripts/run was asked), `Outcome` (what came of it).
 """
 
+import enum
 import json
 import os
+import select
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,17 +18,19 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import build, console, cpio, guests, journal, qemu
+from . import bochs, build, console, cpio, guests, image, journal, qemu
 from .archive import Program
 from .errors import UserError
 from .journal import Ending, Journal
+from .lines import READ_SIZE, Line
 from .progress import say
 
 SUCCESS, FAILED, HYPERVISOR_FAILED = 0, 1, 3
-READ_SIZE = 1 << 16
 # How long the hypervisor gets to write its statistics once it is told to end.
 END_GRACE_SECONDS = 3.0
 END_LINE = b"quit\n"
+LIFE_CHECK_SECONDS = 1.0
+MACHINE_ENDS_SECONDS = 5.0  # for a machine that has closed its serial lines
 KERNEL_MODULE, INITRD_MODULE, COMMAND_LINE_MODULE = "kernel", "initrd", "vm.cmdline"
 
 
@@ -132,53 +135,72 @@ class Session:
         hypervisor = None if self.options.without_hypervisor else self.options.prebuilt or build.hypervisor()
         files = module_files(self.options)
         with tempfile.TemporaryDirectory(prefix="gearshift-") as folder:
-            ours, theirs = zip(*(socket.socketpair() for _ in range(2)))
-            program, arguments = self._machine(hypervisor, files, Path(folder), [end.fileno() for end in theirs])
-            outcome = self._attached(program, arguments, ours, theirs)
+            start = self._on_bochs if self.options.cpu == "intel" else self._on_qemu
+            launch = start(hypervisor, files, Path(folder))
+            outcome = self._attached(launch)
         self._write_files(outcome)
         return outcome
 
-    def _machine(self, hypervisor: Path | None, files: dict, folder: Path, descriptors: list) -> tuple:
+    def _on_qemu(self, hypervisor: Path | None, files: dict, folder: Path) -> "Launch":
+        options = self.options
+        lines = (Line.by_socket(), Line.by_socket())
+        if hypervisor is None:
+            program, words, modules = files[KERNEL_MODULE], options.append, files.get(INITRD_MODULE)
+            memory = options.memory
+        else:
+            program, words, modules = hypervisor, command_line(options, files), folder / "modules.cpio"
+            modules.write_bytes(cpio.of_files(files))
+            memory = qemu.memory_for(options.memory, modules.stat().st_size)
+        machine = qemu.Machine(program, words, modules, memory, *(line.theirs for line in lines),
+                               icount=options.icount, kvm=options.kvm, cpu_model=options.cpu_model)
+        return Launch(*qemu.command(machine), *lines, None)
+
+    def _on_bochs(self, hypervisor: Path | None, files: dict, folder: Path) -> "Launch":
         options = self.options
         if hypervisor is None:
-            image, words, modules = files[KERNEL_MODULE], options.append, files.get(INITRD_MODULE)
+            iso = image.linux_iso(folder, files[KERNEL_MODULE], files.get(INITRD_MODULE), options.append)
+            memory = options.memory
         else:
-            image, words, modules = hypervisor, command_line(options, files), folder / "modules.cpio"
-            modules.write_bytes(cpio.of_files(files))
-        memory = qemu.memory_for(options.memory, modules.stat().st_size if modules else 0)
-        machine = qemu.Machine(image, words, modules, memory if hypervisor else options.memory, *descriptors,
-                               icount=options.icount, kvm=options.kvm, cpu_model=options.cpu_model)
-        return qemu.command(machine)
+            iso = image.hypervisor_iso(folder, hypervisor, command_line(options, files), files)
+            memory = qemu.memory_for(options.memory, iso.stat().st_size)
+        if memory > bochs.MEMORY_MOST:
+            raise UserError(f"--cpu intel: the machine has at most {bochs.MEMORY_MOST >> 30} GiB, too little for this guest")
+        lines = (Line.by_terminal(), Line.by_terminal())
+        machine = bochs.Machine(iso, memory, lines[0].path(), lines[1].path(), options.cpu_model or bochs.CPU_MODEL)
+        return Launch(*bochs.command(machine, folder)[:2], *lines, folder / bochs.LOG_NAME)
 
-    def _attached(self, program: Program, arguments: list, ours: tuple, theirs: tuple) -> Outcome:
-        start = self._start = time.monotonic()
+    def _attached(self, launch: "Launch") -> Outcome:
+        lines = (launch.console, launch.log)
         with tempfile.TemporaryFile() as complaints, console.RawTerminal(self._terminal), interrupts_raised():
-            self._process = subprocess.Popen(arguments, env=program.env(), stdin=subprocess.DEVNULL, stdout=complaints, stderr=complaints,
-                                             pass_fds=[end.fileno() for end in theirs], start_new_session=True)
+            start = self._start = time.monotonic()
+            inherited = [line.theirs for line in lines] if launch.machine_log is None else []
+            self._process = subprocess.Popen(launch.arguments, env=launch.program.env(), stdin=subprocess.DEVNULL, stdout=complaints,
+                                             stderr=complaints, pass_fds=inherited, start_new_session=True)
             RUNNING.add(self._process)
-            for end in theirs:
-                end.close()
+            if launch.machine_log is None:
+                for line in lines:
+                    line.given_away()
             try:
-                stop = self._pump(*ours, start)
-                if stop is not None and stop.ask_hypervisor:
-                    self._end_in_order(*ours)
-                self._process_ended(0 if stop else 5)
+                stop = self._pump(*lines)
+                if stop is not None:
+                    self._end_in_order(*lines)
+                self._process_ended(0 if stop else MACHINE_ENDS_SECONDS)
             finally:
                 end_process(self._process)
                 RUNNING.discard(self._process)
-                for end in ours:
-                    end.close()
+                for line in lines:
+                    line.close()
             seconds = time.monotonic() - start
             complaints.seek(0)
             said = complaints.read().decode(errors="replace").strip()
+            if launch.machine_log is not None:
+                said = bochs.ending(launch.machine_log.read_text(errors="replace") if launch.machine_log.exists() else "")[1] or said
         return self._judge(stop, seconds, said)
 
-    def _pump(self, console_end: socket.socket, log_end: socket.socket, start: float):
-        """Moves bytes until the machine ends (None) or a `Stop` is reached."""
-        deadline = start + self.options.timeout if self.options.timeout is not None else None
+    def _pump(self, console_end: Line, log_end: Line) -> "Stop | None":
+        """Moves bytes until the machine ends (None) or there is a reason to stop it."""
+        deadline = self._start + self.options.timeout if self.options.timeout is not None else None
         with selectors.DefaultSelector() as selector:
-            console_end.setblocking(False)
-            log_end.setblocking(False)
             selector.register(console_end, selectors.EVENT_READ, self._console)
             selector.register(log_end, selectors.EVENT_READ, self._log)
             if self._typing:
@@ -187,14 +209,14 @@ class Session:
                 except PermissionError:
                     # A regular file is always ready and cannot be waited for: type it at once.
                     self._outgoing += sys.stdin.buffer.read()
-            open_ends = 2
-            while open_ends:
-                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
-                if console_end in [key.fileobj for key in selector.get_map().values()]:
+            open_ends = {console_end, log_end}
+            while open_ends and self._process.poll() is None or self._drain(open_ends):
+                if console_end in open_ends:
+                    wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
                     selector.modify(console_end, wanted, self._console)
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    return STOP_TIMEOUT
+                left = LIFE_CHECK_SECONDS if deadline is None else min(LIFE_CHECK_SECONDS, deadline - time.monotonic())
+                if left <= 0:
+                    return Stop.TIMEOUT
                 for key, events in selector.select(left):
                     if events & selectors.EVENT_WRITE:
                         self._type(console_end)
@@ -202,29 +224,29 @@ class Session:
                         continue
                     if key.data is None:
                         if not self._keys(selector):
-                            return STOP_QUIT
+                            return Stop.QUIT
                         continue
-                    data = received(key.fileobj)
+                    data = key.fileobj.read()
                     if data is None:
                         continue
                     if not data:
                         selector.unregister(key.fileobj)
-                        open_ends -= 1
+                        open_ends.discard(key.fileobj)
                         continue
                     key.data.extend(data)
                     if key.data is self._console:
                         self._arrivals.append((len(self._console), time.monotonic() - self._start))
                     if key.data is self._console and self._printed(data):
-                        return STOP_EXPECTED
+                        return Stop.EXPECTED
         return None
 
-    def _type(self, console_end: socket.socket) -> None:
-        try:
-            del self._outgoing[:console_end.send(self._outgoing)]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._outgoing.clear()
+    def _drain(self, open_ends: set) -> bool:
+        """Whether something is left to read after the machine ended."""
+        return bool(open_ends) and bool(select.select(list(open_ends), [], [], 0)[0])
+
+    def _type(self, console_end: Line) -> None:
+        sent = console_end.write(self._outgoing)
+        del self._outgoing[:len(self._outgoing) if sent is None else sent]
 
     def _keys(self, selector: selectors.BaseSelector) -> bool:
         """Takes what the user typed; False if the user wants to quit."""
@@ -256,22 +278,18 @@ class Session:
             return False
         return options.expect is not None and self._expectation.appeared(options.expect.encode())
 
-    def _end_in_order(self, console_end: socket.socket, log_end: socket.socket) -> None:
+    def _end_in_order(self, console_end: Line, log_end: Line) -> None:
         """Tells the hypervisor to end, for its statistics; it may be unable to."""
-        if self.options.without_hypervisor:
+        if self.options.without_hypervisor or not log_end.write(END_LINE):
             return
         deadline = time.monotonic() + END_GRACE_SECONDS
-        try:
-            log_end.send(END_LINE)
-        except OSError:
-            return
         ends = {console_end: self._console, log_end: self._log}
         with selectors.DefaultSelector() as selector:
             for end in ends:
                 selector.register(end, selectors.EVENT_READ)
-            while selector.get_map() and (left := deadline - time.monotonic()) > 0:
-                for key, _ in selector.select(left):
-                    data = received(key.fileobj)
+            while selector.get_map() and self._process.poll() is None and (left := deadline - time.monotonic()) > 0:
+                for key, _ in selector.select(min(left, LIFE_CHECK_SECONDS)):
+                    data = key.fileobj.read()
                     if data == b"":
                         selector.unregister(key.fileobj)
                     elif data:
@@ -286,14 +304,14 @@ class Session:
     def _judge(self, stop, seconds: float, said: str) -> Outcome:
         log = Journal(bytes(self._log))
         status = self._process.returncode
-        ending = journal.ending_of_qemu_status(status) if status is not None and status >= 0 else None
+        ending = log.ending() or (journal.ending_of_qemu_status(status) if status is not None and status >= 0 else None)
         outcome = Outcome(SUCCESS, "", seconds, bytes(self._console), log, ending, log.statistics(), self._arrivals)
         expect = self.options.expect
-        if stop is STOP_EXPECTED:
+        if stop is Stop.EXPECTED:
             return outcome
-        if stop is STOP_QUIT:
+        if stop is Stop.QUIT:
             outcome.reason = "left by Ctrl-A x"
-        elif stop is STOP_TIMEOUT:
+        elif stop is Stop.TIMEOUT:
             outcome.status = FAILED
             awaited = self.options.expect_first if not self._sent else expect
             what = f"{awaited!r} did not appear on the guest's console" if awaited else "the run did not end"
@@ -304,13 +322,19 @@ class Session:
             outcome.status, outcome.reason = HYPERVISOR_FAILED, "the hypervisor panicked"
         elif ending is Ending.USER_ERROR:
             outcome.status, outcome.reason = 2, log.user_error() or "the hypervisor refused to run and did not say why"
-        elif ending is None and not (self.options.without_hypervisor and status == 0):
+        elif ending is None and not (self.options.without_hypervisor and self._machine_ended_well(said)):
             outcome.status = HYPERVISOR_FAILED
             outcome.reason = said.splitlines()[-1] if said else f"the machine reset or stopped without a word (QEMU status {status})"
         elif not self._sent or expect is not None:
             awaited = expect if self._sent else self.options.expect_first
             outcome.status, outcome.reason = FAILED, f"the guest ended before {awaited!r} appeared on its console"
         return outcome
+
+    def _machine_ended_well(self, said: str) -> bool:
+        """Whether a machine without Gearshift ended as its guest wished."""
+        if self.options.cpu == "intel":
+            return bochs.ending(said)[0] in (bochs.MachineEnding.ACPI_POWER_OFF, bochs.MachineEnding.SHUTDOWN_PORT)
+        return self._process.returncode == 0
 
     def _write_files(self, outcome: Outcome) -> None:
         try:
@@ -322,7 +346,7 @@ class Session:
                     "complete": outcome.statistics is not None,
                     "outcome": (outcome.ending.name.lower() if outcome.ending else "ended_from_outside"),
                     "status": outcome.status,
-                    "machine": "qemu-kvm" if self.options.kvm else "qemu-tcg",
+                    "machine": "bochs" if self.options.cpu == "intel" else "qemu-kvm" if self.options.kvm else "qemu-tcg",
                     "icount": self.options.icount,
                     "wall_seconds": round(outcome.seconds, 3),
                 }
@@ -333,17 +357,23 @@ class Session:
             raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
 
 
-@dataclass(frozen=True)
-class Stop:
+class Stop(enum.Enum):
     """A reason to end the machine from outside."""
 
-    name: str
-    ask_hypervisor: bool
+    EXPECTED = "the expected text appeared"
+    QUIT = "the user quit"
+    TIMEOUT = "the time was up"
 
 
-STOP_EXPECTED = Stop("expected", True)
-STOP_QUIT = Stop("quit", True)
-STOP_TIMEOUT = Stop("timeout", True)
+@dataclass(frozen=True)
+class Launch:
+    """A machine about to be started. `machine_log` is the emulator's own log where it is the one that says why it ended."""
+
+    program: Program
+    arguments: list
+    console: Line
+    log: Line
+    machine_log: Path | None
 
 
 # The machines that this process runs now.
@@ -373,16 +403,6 @@ class interrupts_raised:
     def __exit__(self, *_):
         for number, handler in self._former:
             signal.signal(number, handler)
-
-
-def received(end: socket.socket) -> bytes | None:
-    """What has arrived; empty at the end of the stream, None if there is nothing yet."""
-    try:
-        return end.recv(READ_SIZE)
-    except BlockingIOError:
-        return None
-    except ConnectionError:
-        return b""
 
 
 def end_process(process: subprocess.Popen) -> None:
