@@ -42,6 +42,8 @@ pub enum Answer {
     Cpuid(Length, CpuidAnswer),
     /// As [`Answer::Advance`], after writing EDX:EAX, upper halves cleared.
     MsrValue(Length, u64),
+    /// As [`Answer::Advance`], but RIP becomes this: a call or jump was executed in software.
+    Jump(u64),
     /// Raise the exception; RIP stays at the instruction.
     Inject(Exception),
 }
@@ -273,6 +275,12 @@ impl MemoryAccess {
     #[inline]
     pub const fn complete(self, length: Length) -> Resume {
         Resume(Answer::Advance(length))
+    }
+
+    /// The instruction has been executed in software and goes on at `target`.
+    #[inline]
+    pub const fn jump(self, target: u64) -> Resume {
+        Resume(Answer::Jump(target))
     }
 }
 

@@ -81,6 +81,7 @@ impl Vcpu for ScriptedVcpu {
         match *resume.answer() {
             Answer::Enter | Answer::Inject(_) => {}
             Answer::Advance(length) => self.advance(length),
+            Answer::Jump(target) => self.state.rip = target,
             Answer::PortValue(length, width, value) => {
                 let rax = self.state.gprs.get(Gpr::Rax);
                 let merged = match width {
