@@ -17,6 +17,7 @@ mod wires;
 
 pub mod acpi_pm;
 pub mod pci;
+pub mod rtc;
 pub mod uart;
 
 pub use bus::{Accessed, Bus, ClaimError, SharedDevice, Slot, share};

@@ -57,7 +57,7 @@ fn the_timer_counts_at_its_frequency_and_wraps_at_its_width() {
         block.clock.set(Nanos(1_000_000_000));
         assert_eq!(block.inl(PM1_TMR), HERTZ as u32);
         block.clock.set(Nanos(2_000_000_000_000));
-        assert_eq!(u64::from(block.inl(PM1_TMR)), 2000 * HERTZ & mask);
+        assert_eq!(u64::from(block.inl(PM1_TMR)), (2000 * HERTZ) & mask);
     }
 }
 
