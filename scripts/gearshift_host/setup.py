@@ -18,6 +18,7 @@ from .progress import say, step
 
 TARGET = "x86_64-unknown-none"
 QEMU_OLDEST = 10  # 7.2 ignores the VMCB's interrupt shadow and hangs with two vCPUs
+RUSTUP_SECONDS = 240
 DEBIAN_12 = ("bookworm", "bookworm-updates", "bookworm-security")
 DEBIAN_13 = ("trixie", "trixie-updates", "trixie-security")
 UBUNTU_WITH_QEMU_10 = "resolute"
@@ -130,16 +131,24 @@ def rust() -> None:
         if not shutil.which(tool):
             raise UserError(f"{tool} is missing: install the Rust toolchain first (rustup.rs)")
     linker()
-    libraries = _rustc("--print", "target-libdir", "--target", TARGET)
-    if any(Path(libraries).glob("libcore-*.rlib")):
+    libraries = Path(_rustc("--print", "target-libdir", "--target", TARGET))
+    if has_target_libraries(libraries):
         return
     if shutil.which("rustup"):
         with step(f"adding the {TARGET} target to the Rust toolchain"):
-            added = subprocess.run(["rustup", "target", "add", TARGET], capture_output=True, text=True, cwd=paths.REPOSITORY)
-        if added.returncode == 0:
+            try:
+                subprocess.run(["rustup", "target", "add", TARGET], capture_output=True, cwd=paths.REPOSITORY, timeout=RUSTUP_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass  # no way to its server; seen below
+        if has_target_libraries(libraries):
             return
-    say(f"rustup cannot add {TARGET}: building its libraries from Debian's rust-src")
-    build_target_libraries(Path(libraries))
+    say(f"rustup cannot add {TARGET}: building its libraries from the archive's rust-src")
+    build_target_libraries(libraries)
+
+
+def has_target_libraries(folder: Path) -> bool:
+    """Whether the bare target's libraries are all there."""
+    return all(any(folder.glob(f"lib{name}-*.rlib")) for name in ("core", "alloc", "compiler_builtins"))
 
 
 def _rustc(*arguments: str) -> str:
@@ -169,7 +178,8 @@ def build_target_libraries(destination: Path) -> None:
         (place / "src/lib.rs").write_text("#![no_std]\n")
         command = ["cargo", "build", "--release", "--target", TARGET, "-Zbuild-std=core,alloc,compiler_builtins",
                    "-Zbuild-std-features=compiler-builtins-mem"]
-        environment = {**os.environ, "RUSTC_BOOTSTRAP": "1", "CARGO_TARGET_DIR": str(place / "target")}
+        # Cargo leaves the bitcode out where it sees no link-time optimisation, which the hypervisor's build then wants.
+        environment = {**os.environ, "RUSTC_BOOTSTRAP": "1", "RUSTFLAGS": "-Cembed-bitcode=yes", "CARGO_TARGET_DIR": str(place / "target")}
         built = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
         if built.returncode != 0:
             raise UserError(f"cannot build the libraries of {TARGET}: {built.stderr.strip()[-400:]}", 3)
