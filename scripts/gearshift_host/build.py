@@ -28,3 +28,22 @@ def hypervisor() -> Path:
     cargo("build", "--release", "-p", "kernel", "--features", "bare-metal", "--bin", BINARY, "--target", setup.TARGET,
           what="building the hypervisor")
     return paths.cargo_target() / setup.TARGET / "release" / BINARY
+
+
+def tiny_guests() -> Path:
+    """Builds all tiny guests of tests/guests; the folder that holds their images."""
+    setup.rust()
+    folder = paths.REPOSITORY / "tests/guests"
+    if not (folder / "Cargo.toml").exists():
+        raise UserError("tests/guests has no Cargo.toml: the tiny guests are missing", 3)
+    target = paths.cargo_target() / "guests"
+    cargo("build", "--release", "--target", setup.TARGET, "--target-dir", str(target), what="building the tiny guests", folder=folder)
+    return target / setup.TARGET / "release"
+
+
+def tiny_guest(name: str) -> Path:
+    """The image of a tiny guest."""
+    image = tiny_guests() / name
+    if not image.exists():
+        raise UserError(f"tests/guests has no guest named {name}", 3)
+    return image
