@@ -1,6 +1,6 @@
 """The hypervisor's own log, and what a run learns from it.
 
-Lines with a meaning: `STATS {json}` at the end of a run; a VM's stop report between `REPORT BEGIN` and `REPORT END`; `ERROR: text`
+Lines with a meaning: `STATS {json}` at the end of a run; a VM's stop report between `REPORT BEGIN` and `REPORT END`; `ERROR text`
 for something the user must change; `PANIC` opens a crash dump that goes on to the end; `ENDED 0x10` says how the hypervisor ended,
 with the value that it writes to the debug-exit port. A line may carry a time stamp or level before these words.
 """
@@ -49,8 +49,8 @@ class Journal:
         return "\n".join(block.rstrip("\n") for block in blocks)
 
     def user_error(self) -> str:
-        """The hypervisor's last `ERROR:` line; empty if none."""
-        found = re.findall(r"\bERROR: ?(.*)", self.text)
+        """The hypervisor's last `ERROR` line; empty if none."""
+        found = re.findall(r"\bERROR:? +(.*)", self.text)
         return found[-1].strip() if found else ""
 
     def panic(self) -> str:

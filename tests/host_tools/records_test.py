@@ -23,7 +23,7 @@ class JournalTest(unittest.TestCase):
         self.assertEqual(Journal(b"REPORT BEGIN\nnever ended\n").report(), "")
 
     def test_user_error_and_panic(self):
-        self.assertEqual(Journal(b"[0.1] ERROR: no SVM here\n").user_error(), "no SVM here")
+        self.assertEqual(Journal(b"[0.1] 0 ERROR no SVM here\r\n").user_error(), "no SVM here")
         self.assertEqual(Journal(b"fine\nPANIC at kernel/src/x.rs:1\nregisters\n").panic(), "PANIC at kernel/src/x.rs:1\nregisters")
 
     def test_exit_status(self):
