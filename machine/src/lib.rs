@@ -9,4 +9,3 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-

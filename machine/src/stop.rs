@@ -1,0 +1,54 @@
+//! Why a virtual machine cannot go on, in words that its user understands.
+
+use crate::emulate::{Reason, Unsupported};
+use core::fmt;
+use memory::Gpa;
+use vcpu::{EntryFailure, RawExit};
+
+/// The reason that a machine was stopped. It is this guest's end only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The processor refused the guest's state.
+    EntryRefused(EntryFailure),
+    /// Triple fault: an exception could not be delivered, nor the double fault that followed.
+    TripleFault,
+    /// An exit that this version does not handle.
+    UnsupportedExit(RawExit),
+    /// A task switch by hardware, which this version does not emulate.
+    TaskSwitch,
+    /// An instruction that would have to be emulated, and cannot be.
+    Instruction {
+        /// Which, and why.
+        unsupported: Unsupported,
+        /// The device address that it was about to access.
+        gpa: Option<Gpa>,
+    },
+    /// The length of the instruction that exited cannot be found.
+    Length(Reason),
+    /// The guest executes code where there is no memory.
+    FetchOutsideMemory(Gpa),
+    /// A second-level fault on memory that is mapped: the backend and the machine disagree.
+    UnexpectedFault(Gpa),
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stop::EntryRefused(failure) => write!(f, "{failure}"),
+            Stop::TripleFault => f.write_str("triple fault: an exception and its double fault could not be delivered"),
+            Stop::UnsupportedExit(raw) => {
+                write!(f, "unsupported exit {:#x} (info {:#x}, {:#x})", raw.code, raw.info1, raw.info2)
+            }
+            Stop::TaskSwitch => f.write_str("hardware task switches are not emulated"),
+            Stop::Instruction { unsupported, gpa: Some(gpa) } => {
+                write!(f, "an instruction that accesses the device at {gpa} cannot be emulated: {}", unsupported.reason)
+            }
+            Stop::Instruction { unsupported, gpa: None } => {
+                write!(f, "an instruction cannot be emulated: {}", unsupported.reason)
+            }
+            Stop::Length(reason) => write!(f, "the length of an instruction cannot be found: {reason}"),
+            Stop::FetchOutsideMemory(gpa) => write!(f, "instruction fetch at {gpa}, where there is no memory"),
+            Stop::UnexpectedFault(gpa) => write!(f, "second-level fault at {gpa}, which is mapped"),
+        }
+    }
+}
