@@ -16,6 +16,7 @@ mod fakes;
 mod wires;
 
 pub mod acpi_pm;
+pub mod lapic;
 pub mod pci;
 pub mod rtc;
 pub mod uart;
