@@ -167,10 +167,11 @@ def main(arguments: list) -> int:
     try:
         options = checked(arguments)
         unattended = options.expect is not None or options.send is not None
-        terminal = not unattended and sys.stdin.isatty() and sys.stdout.isatty()
+        typing = not unattended and sys.stdin is not None
+        terminal = typing and sys.stdin.isatty() and sys.stdout.isatty()
         if terminal:
             say("attaching to the guest's console (Ctrl-A x quits)")
-        outcome = Session(options, terminal=terminal, typing=not unattended).run()
+        outcome = Session(options, terminal=terminal, typing=typing).run()
         show_ending(outcome)
         return outcome.status
     except UserError as error:
@@ -183,3 +184,6 @@ def main(arguments: list) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except OSError as error:
+        say(f"error: {error.filename + ': ' if error.filename else ''}{error.strerror or error}")
+        return 3
