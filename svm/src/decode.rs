@@ -1,0 +1,330 @@
+//! From what the processor reported to an [`Exit`], without side effects.
+//!
+//! Manual: AMD APM volume 2 (24593, revision 3.42), 15.10 to 15.14, 15.25.6 and appendix C. Key type: [`Gathered`], the one
+//! place where an exit's facts come together. Neighbours: `lib` gathers, `vcpu` has the result's types. What the backend
+//! deals with itself (IRET for NMI blocking, a refused entry) never comes here; a code that nobody asked for becomes
+//! [`Exit::Unsupported`].
+
+use crate::vmcb::{ExitCode, IoInfo, NestedFaultInfo};
+use vcpu::memory::{Gpa, Width};
+use vcpu::{
+    AccessKind, Cpuid, Exception, ExceptionExit, Exit, Hypercall, Instruction, Length, MemoryAccess, MsrRead, MsrWrite,
+    NestedInstruction, PortRead, PortString, PortWrite, RawExit, Xsetbv,
+};
+
+/// Bits of DR6 that say why a #DB was raised: B0-B3, BD, BS, BT. APM 2 13.1.1.3 "Debug-Status Register (DR6)".
+pub const DEBUG_REASONS: u64 = 0xe00f;
+
+/// An exit's facts. Registers that a reason does not use may hold anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gathered {
+    /// EXITCODE, EXITINFO1, EXITINFO2.
+    pub raw: RawExit,
+    /// RIP of the guest.
+    pub rip: u64,
+    /// nRIP, 0 where the processor has not saved one.
+    pub next_rip: u64,
+    /// RAX.
+    pub rax: u64,
+    /// RCX.
+    pub rcx: u64,
+    /// RDX.
+    pub rdx: u64,
+    /// DR6.
+    pub dr6: u64,
+    /// Instruction bytes of a data access that faulted, and how many; 0 for none.
+    pub bytes: ([u8; 15], u8),
+}
+
+impl Gathered {
+    /// The length from RIP to `next`, if that is the length of an instruction. Only the low halves count: the instruction
+    /// pointer of 32-bit code wraps at 4 GiB.
+    #[inline]
+    fn length_to(&self, next: u64) -> Option<Length> {
+        let bytes = (next as u32).wrapping_sub(self.rip as u32);
+        u8::try_from(bytes).ok().and_then(Length::new)
+    }
+
+    /// The instruction's length, where the processor saved the next RIP.
+    #[inline]
+    fn length(&self) -> Option<Length> {
+        if self.next_rip == 0 { None } else { self.length_to(self.next_rip) }
+    }
+
+    /// EDX:EAX.
+    #[inline]
+    const fn pair(&self) -> u64 {
+        self.rdx << 32 | self.rax & 0xffff_ffff
+    }
+
+    #[inline]
+    fn instruction(&self) -> Instruction {
+        Instruction { length: self.length() }
+    }
+}
+
+/// What the exit means.
+#[inline]
+pub fn decode(exit: &Gathered) -> Exit {
+    match ExitCode(exit.raw.code as u32) {
+        ExitCode::IOIO => port(exit),
+        ExitCode::NESTED_PAGE_FAULT => memory_access(exit),
+        ExitCode::CPUID => {
+            Exit::Cpuid(Cpuid { leaf: exit.rax as u32, subleaf: exit.rcx as u32, length: exit.length() })
+        }
+        ExitCode::MSR => msr(exit),
+        ExitCode::HLT => Exit::Hlt(exit.instruction()),
+        ExitCode::INTR => Exit::HostInterrupt,
+        ExitCode::VINTR => Exit::InterruptWindow,
+        ExitCode::VMMCALL => Exit::Hypercall(Hypercall { length: exit.length() }),
+        ExitCode::NMI => Exit::HostNmi,
+        ExitCode::PAUSE => Exit::Pause(exit.instruction()),
+        ExitCode::INVD => Exit::Invd(exit.instruction()),
+        ExitCode::WBINVD => Exit::Wbinvd(exit.instruction()),
+        ExitCode::RDPMC => Exit::Rdpmc(exit.instruction()),
+        ExitCode::RDTSCP => Exit::Rdtscp(exit.instruction()),
+        ExitCode::MONITOR => Exit::Monitor(exit.instruction()),
+        ExitCode::MWAIT | ExitCode::MWAIT_ARMED => Exit::Mwait(exit.instruction()),
+        ExitCode::INVPCID => Exit::Invpcid(exit.instruction()),
+        ExitCode::RSM => Exit::Rsm(exit.instruction()),
+        ExitCode::XSETBV => {
+            Exit::Xsetbv(Xsetbv { register: exit.rcx as u32, value: exit.pair(), length: exit.length() })
+        }
+        ExitCode::VMRUN
+        | ExitCode::VMLOAD
+        | ExitCode::VMSAVE
+        | ExitCode::STGI
+        | ExitCode::CLGI
+        | ExitCode::SKINIT
+        | ExitCode::INVLPGA
+        | ExitCode::RDPRU
+        | ExitCode::INVLPGB
+        | ExitCode::INVLPGB_ILLEGAL
+        | ExitCode::MCOMMIT
+        | ExitCode::TLBSYNC => Exit::NestedInstruction(NestedInstruction { code: exit.raw.code }),
+        ExitCode::TASK_SWITCH => Exit::TaskSwitch(exit.raw),
+        ExitCode::SHUTDOWN => Exit::Shutdown,
+        ExitCode::SMI | ExitCode::INIT | ExitCode::MACHINE_CHECK => Exit::HostSignal(exit.raw),
+        code if code.0 >= ExitCode::EXCEPTION.0 && code.0 <= ExitCode::LAST_EXCEPTION.0 => exception(exit, code),
+        _ => Exit::Unsupported(exit.raw),
+    }
+}
+
+/// APM 2 15.10.2 "IN and OUT Behavior": EXITINFO2 is the RIP of the next instruction, on all processors.
+#[inline]
+fn port(exit: &Gathered) -> Exit {
+    let info = IoInfo::from_bits(exit.raw.info1 as u32);
+    let width = match (info.byte(), info.word(), info.dword()) {
+        (true, false, false) => Width::Byte,
+        (false, true, false) => Width::Word,
+        (false, false, true) => Width::Dword,
+        _ => return Exit::Unsupported(exit.raw),
+    };
+    if info.string() {
+        let access = if info.input() { AccessKind::Write } else { AccessKind::Read };
+        return Exit::PortString(PortString { port: info.port(), width, access });
+    }
+    let Some(length) = exit.length_to(exit.raw.info2) else { return Exit::Unsupported(exit.raw) };
+    if info.input() {
+        Exit::PortRead(PortRead::new(info.port(), width, length))
+    } else {
+        Exit::PortWrite(PortWrite::new(info.port(), width, exit.rax as u32, length))
+    }
+}
+
+/// APM 2 15.25.6 "Nested versus Guest Page Faults, Fault Ordering".
+#[inline]
+fn memory_access(exit: &Gathered) -> Exit {
+    let info = NestedFaultInfo::from_bits(exit.raw.info1);
+    let kind = if info.fetch() {
+        AccessKind::Fetch
+    } else if info.write() {
+        AccessKind::Write
+    } else {
+        AccessKind::Read
+    };
+    let (bytes, count) = exit.bytes;
+    Exit::MemoryAccess(MemoryAccess {
+        gpa: Gpa(exit.raw.info2),
+        kind,
+        in_page_walk: info.table_walk(),
+        bytes: (bytes, count.min(15)),
+    })
+}
+
+/// APM 2 15.11 "MSR Intercepts": EXITINFO1 is 0 for RDMSR, 1 for WRMSR.
+#[inline]
+fn msr(exit: &Gathered) -> Exit {
+    let msr = exit.rcx as u32;
+    if exit.raw.info1 & 1 == 0 {
+        Exit::MsrRead(MsrRead { msr, length: exit.length() })
+    } else {
+        Exit::MsrWrite(MsrWrite { msr, value: exit.pair(), length: exit.length() })
+    }
+}
+
+/// APM 2 15.12 "Exception Intercepts": EXITINFO1 is the error code, EXITINFO2 the address of a page fault.
+fn exception(exit: &Gathered, code: ExitCode) -> Exit {
+    let vector = (code.0 - ExitCode::EXCEPTION.0) as u8;
+    let error_code = match vector {
+        Exception::DF
+        | Exception::TS
+        | Exception::NP
+        | Exception::SS
+        | Exception::GP
+        | Exception::PF
+        | Exception::AC => Some(exit.raw.info1 as u32),
+        _ => None,
+    };
+    let payload = match vector {
+        Exception::DB => exit.dr6 & DEBUG_REASONS,
+        Exception::PF => exit.raw.info2,
+        _ => 0,
+    };
+    match Exception::from_vector(vector, error_code, payload) {
+        Some(exception) => Exit::Exception(ExceptionExit { exception }),
+        None => Exit::Unsupported(exit.raw),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use vcpu::{Answer, Resume};
+
+    fn gathered(code: u64, info1: u64, info2: u64) -> Gathered {
+        Gathered { raw: RawExit { code, info1, info2 }, rip: 0x1000, ..Gathered::default() }
+    }
+
+    fn length_of(resume: Resume) -> u8 {
+        match *resume.answer() {
+            Answer::Advance(length) | Answer::PortValue(length, ..) => length.bytes(),
+            ref other => panic!("{other:?} has no length"),
+        }
+    }
+
+    #[test]
+    fn out_of_a_byte_as_qemu_reports_it() {
+        // OUT 0x3f8, AL at 0x1000: SZ8, A32, port in the upper half; EXITINFO2 behind the two bytes.
+        let mut exit = gathered(0x7b, 0x03f8_0110, 0x1002);
+        exit.rax = 0xffff_ff41;
+        let Exit::PortWrite(write) = decode(&exit) else { panic!() };
+        assert_eq!((write.port, write.width, write.value), (0x3f8, Width::Byte, 0x41));
+        assert_eq!(length_of(write.complete()), 2);
+    }
+
+    #[test]
+    fn in_of_each_width() {
+        for (size, width) in [(0x10, Width::Byte), (0x20, Width::Word), (0x40, Width::Dword)] {
+            let Exit::PortRead(read) = decode(&gathered(0x7b, 0xcfc_0001 | size, 0x1001)) else { panic!() };
+            assert_eq!((read.port, read.width), (0xcfc, width));
+        }
+    }
+
+    #[test]
+    fn string_io_names_the_side_that_memory_is_on() {
+        // REP INSB: IN, STR, REP, SZ8.
+        let Exit::PortString(string) = decode(&gathered(0x7b, 0x01f0_001d, 0x1002)) else { panic!() };
+        assert_eq!((string.port, string.width, string.access), (0x1f0, Width::Byte, AccessKind::Write));
+        let Exit::PortString(string) = decode(&gathered(0x7b, 0x0402_0014, 0x1001)) else { panic!() };
+        assert_eq!(string.access, AccessKind::Read);
+    }
+
+    #[test]
+    fn io_without_a_width_or_a_length_is_not_guessed_at() {
+        assert!(matches!(decode(&gathered(0x7b, 0x80_0001, 0x1001)), Exit::Unsupported(_)));
+        assert!(matches!(decode(&gathered(0x7b, 0x80_0011, 0x0fff)), Exit::Unsupported(_)));
+        assert!(matches!(decode(&gathered(0x7b, 0x80_0011, 0x1010)), Exit::Unsupported(_)));
+    }
+
+    #[test]
+    fn nested_page_faults() {
+        for (info1, kind, walk) in [
+            (0x1_0000_0004, AccessKind::Read, false),
+            (0x1_0000_0006, AccessKind::Write, false),
+            (0x1_0000_0014, AccessKind::Fetch, false),
+            (0x2_0000_0006, AccessKind::Write, true),
+        ] {
+            let Exit::MemoryAccess(access) = decode(&gathered(0x400, info1, 0xfee0_00b0)) else { panic!() };
+            assert_eq!((access.gpa, access.kind, access.in_page_walk), (Gpa(0xfee0_00b0), kind, walk));
+        }
+    }
+
+    #[test]
+    fn msrs_and_xsetbv_join_edx_and_eax() {
+        let mut exit = gathered(0x7c, 1, 0);
+        (exit.rax, exit.rcx, exit.rdx) = (0xffff_ffff_0000_0d01, 0xffff_ffff_c000_0080, 0xaaaa_aaaa_0000_0002);
+        exit.next_rip = 0x1002;
+        let value = 0x2_0000_0d01;
+        let length = Length::new(2);
+        assert_eq!(decode(&exit), Exit::MsrWrite(MsrWrite { msr: 0xc000_0080, value, length }));
+        exit.raw.info1 = 0;
+        assert_eq!(decode(&exit), Exit::MsrRead(MsrRead { msr: 0xc000_0080, length }));
+        exit.raw.code = 0x8d;
+        exit.rcx = 0;
+        assert_eq!(decode(&exit), Exit::Xsetbv(Xsetbv { register: 0, value, length }));
+    }
+
+    #[test]
+    fn a_length_comes_only_from_a_saved_next_rip() {
+        let mut exit = gathered(0x72, 0, 0);
+        (exit.rax, exit.rcx) = (0x8000_0002, 1);
+        assert_eq!(decode(&exit), Exit::Cpuid(Cpuid { leaf: 0x8000_0002, subleaf: 1, length: None }));
+        exit.rip = 0xffff_ffff;
+        exit.next_rip = 0x1;
+        let Exit::Cpuid(cpuid) = decode(&exit) else { panic!() };
+        assert_eq!(cpuid.length, Length::new(2), "32-bit code wraps at 4 GiB");
+    }
+
+    #[test]
+    fn exceptions_carry_what_injecting_them_needs() {
+        let mut exit = gathered(0x41, 0, 0);
+        exit.dr6 = 0xffff_4ff1;
+        let expected = Exception::debug(0x4001);
+        assert_eq!(decode(&exit), Exit::Exception(ExceptionExit { exception: expected }));
+        assert_eq!(decode(&gathered(0x51, 0, 0)), Exit::Exception(ExceptionExit { exception: Exception::alignment() }));
+        assert_eq!(
+            decode(&gathered(0x4e, 2, 0xdead_b000)),
+            Exit::Exception(ExceptionExit { exception: Exception::page_fault(2, 0xdead_b000) })
+        );
+        assert!(matches!(decode(&gathered(0x52, 0, 0)), Exit::HostSignal(_)));
+        assert!(matches!(decode(&gathered(0x42, 0, 0)), Exit::Unsupported(_)), "vector 2 is no exception");
+    }
+
+    #[test]
+    fn svm_instructions_are_nested_ones_and_vmmcall_is_not() {
+        for code in [0x7a, 0x80, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8e, 0xa0, 0xa1, 0xa3, 0xa4] {
+            assert_eq!(decode(&gathered(code, 0, 0)), Exit::NestedInstruction(NestedInstruction { code }));
+        }
+        assert_eq!(decode(&gathered(0x81, 0, 0)), Exit::Hypercall(Hypercall { length: None }));
+    }
+
+    #[test]
+    fn codes_are_compared_by_their_low_half() {
+        assert_eq!(decode(&gathered(0xdead_beef_0000_0060, 0, 0)), Exit::HostInterrupt);
+    }
+
+    #[test]
+    fn what_was_not_asked_for_keeps_its_code() {
+        let raw = RawExit { code: 0x7e, info1: 1, info2: 2 };
+        assert_eq!(decode(&gathered(0x7e, 1, 2)), Exit::Unsupported(raw));
+        assert!(matches!(decode(&gathered(0x403, 0, 0)), Exit::Unsupported(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_report_panics(code in 0u64..0x410, info1: u64, info2: u64, rip: u64, next_rip: u64, count: u8) {
+            let exit = Gathered {
+                raw: RawExit { code, info1, info2 },
+                rip,
+                next_rip,
+                bytes: ([0; 15], count),
+                ..Gathered::default()
+            };
+            if let Exit::MemoryAccess(access) = decode(&exit) {
+                prop_assert!(access.bytes.1 <= 15);
+            }
+        }
+    }
+}
