@@ -150,10 +150,10 @@ impl Bus {
         Ok(())
     }
 
-    /// Takes back the range that starts at `start`. True if there was one.
-    pub fn release(&mut self, start: u64) -> bool {
+    /// Takes back the range of `slot` that starts at `start`. True if there was one.
+    pub fn release(&mut self, start: u64, slot: &SharedDevice) -> bool {
         let before = self.claims.len();
-        self.claims.retain(|claim| claim.start != start);
+        self.claims.retain(|claim| claim.start != start || !Arc::ptr_eq(&claim.slot, slot));
         self.index_ports();
         self.claims.len() != before
     }
@@ -296,8 +296,10 @@ mod tests {
         let mut bus = Bus::ports();
         bus.claim(0x60, 1, &slot, 0).unwrap();
         bus.claim(0x64, 1, &slot, 4).unwrap();
-        assert!(bus.release(0x60));
-        assert!(!bus.release(0x60));
+        let (_, other) = recorder();
+        assert!(!bus.release(0x60, &other), "another device's range stays");
+        assert!(bus.release(0x60, &slot));
+        assert!(!bus.release(0x60, &slot));
         assert!(!bus.is_claimed(0x60));
         assert!(bus.is_claimed(0x64));
     }

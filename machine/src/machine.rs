@@ -15,6 +15,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use devices::lapic::{ApicBus, ApicFeatures, ApicWires, LocalApic, Role, TscTime};
+use crate::pc::Movable;
+use devices::pci::PciBus;
 use devices::pic::Pic;
 use devices::rtc::WallTime;
 use devices::{Accessed, Bus, ByteSink, ByteSource, Clock, EoiSink, Nanos, SharedDevice};
@@ -73,19 +75,24 @@ pub struct Machine<M: GuestMemory> {
     pub(crate) pic: Arc<Mutex<Pic>>,
     /// The level of the 8259 pair's INTR output.
     pub(crate) external: Arc<AtomicBool>,
-    pub(crate) ports: Bus,
+    pub(crate) ports: RwLock<Bus>,
     pub(crate) memory: RwLock<Bus>,
     /// Every device, to be reset; those with deadlines first.
     pub(crate) devices: Vec<SharedDevice>,
     /// The console UART among them.
     pub(crate) console: SharedDevice,
+    /// The keyboard controller among them.
+    pub(crate) keyboard: SharedDevice,
     pub(crate) partition: Option<Mutex<Partition>>,
     pub(crate) hyperv_config: Option<hyperv::HypervConfig>,
     pub(crate) apics: Arc<ApicBus>,
     pub(crate) eoi: Arc<dyn EoiSink>,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
     pub(crate) services: Services,
-    pub(crate) allowed: Allowed,
+    pub(crate) pci: Arc<Mutex<PciBus>>,
+    /// Set while [`Machine::move_windows`] has something to do.
+    pub(crate) pci_changes: Arc<AtomicBool>,
+    pub(crate) movable: Vec<Movable>,
 }
 
 impl<M: GuestMemory> Machine<M> {
@@ -207,12 +214,16 @@ impl<M: GuestMemory> Machine<M> {
 
     #[inline]
     pub(crate) fn read_port_bus(&self, port: u16, into: &mut [u8]) -> Accessed {
-        self.ports.read(port.into(), into)
+        self.ports.read().read(port.into(), into)
     }
 
     #[inline]
     pub(crate) fn write_port_bus(&self, port: u16, from: &[u8]) -> Accessed {
-        self.ports.write(port.into(), from)
+        let accessed = self.ports.read().write(port.into(), from);
+        if self.pci_changes.load(Ordering::Relaxed) {
+            self.move_windows();
+        }
+        accessed
     }
 
     #[inline]
@@ -222,7 +233,11 @@ impl<M: GuestMemory> Machine<M> {
 
     #[inline]
     pub(crate) fn write_memory_bus(&self, gpa: Gpa, from: &[u8]) -> Accessed {
-        self.memory.read().write(gpa.0, from)
+        let accessed = self.memory.read().write(gpa.0, from);
+        if self.pci_changes.load(Ordering::Relaxed) {
+            self.move_windows();
+        }
+        accessed
     }
 
     pub(crate) fn hypercalls_enabled(&self) -> bool {

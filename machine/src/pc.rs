@@ -1,0 +1,355 @@
+//! Builds the PC: every device, its place on the buses and its interrupt wiring, as QEMU's q35 has them.
+
+use crate::control::ControlPolicy;
+use crate::emulate::PagingLimits;
+use crate::hyperv::{HypervConfig, Partition};
+use crate::layout::{self, gsi};
+use crate::machine::{HostFacts, Machine, MachineConfig, Services, cpuid_table};
+use crate::power::PowerLatch;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+use devices::acpi_pm::{AcpiMode, AcpiPm, TimerWidth};
+use devices::debug_exit::DebugExit;
+use devices::debugcon::DebugConsole;
+use devices::hpet::Hpet;
+use devices::i8042::I8042;
+use devices::ioapic::IoApic;
+use devices::lapic::{ApicBus, ApicPort, TIMER_HERTZ};
+use devices::pci::{
+    AddressSpace, BarChange, ChipsetConfiguration, ConfigPorts, DevFn, Ecam, IntxRouter, Lpc, Mch, PciBus, SetUp, WindowId,
+};
+use devices::pic::Pic;
+use devices::pit::Pit;
+use devices::rtc::{Installed, Rtc};
+use devices::uart::Uart;
+use devices::{Bus, ClaimError, CpuSignals, Device, EoiSink, IrqLine, SharedDevice, share};
+use memory::{GuestMemory, RegisterPage};
+use spin::{Mutex, RwLock};
+use vcpu::{Mailbox, Post};
+
+/// What one vCPU brings to the machine.
+pub struct Seat {
+    /// Its local APIC's page.
+    pub apic_page: Arc<RegisterPage>,
+    /// Its mailbox.
+    pub mailbox: Arc<Mailbox>,
+}
+
+/// Why a machine could not be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BuildError {
+    /// A device's range could not be claimed: the machine's own layout is wrong.
+    Claim(&'static str, ClaimError),
+    /// The number of vCPUs is 0 or not that of the seats.
+    Vcpus,
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BuildError::Claim(device, error) => write!(f, "the {device} cannot be placed: {error}"),
+            BuildError::Vcpus => f.write_str("a machine needs at least one vCPU"),
+        }
+    }
+}
+
+/// A local APIC's signals, as posts to its vCPU.
+struct Signals(Arc<Mailbox>);
+
+impl CpuSignals for Signals {
+    #[inline]
+    fn interrupt_pending(&self) {
+        self.0.post(Post::INTERRUPT);
+    }
+    fn nmi(&self) {
+        self.0.post(Post::NMI);
+    }
+    fn init(&self) {
+        self.0.post(Post::INIT);
+    }
+    fn start_up(&self, page: u8) {
+        self.0.post_start_up(page);
+    }
+}
+
+/// The 8259 pair's INTR: a level that the bootstrap processor looks at, and LINT0 of every local APIC.
+struct Intr {
+    level: Arc<AtomicBool>,
+    lint0: Arc<dyn IrqLine>,
+}
+
+impl IrqLine for Intr {
+    fn set(&self, asserted: bool) {
+        self.level.store(asserted, Ordering::Release);
+        self.lint0.set(asserted);
+    }
+}
+
+/// An ISA interrupt: a pin of the 8259 pair and a pin of the IOAPIC.
+struct IsaLine {
+    pic: Arc<Mutex<Pic>>,
+    irq: u8,
+    ioapic: Arc<IoApic>,
+    pin: u32,
+}
+
+impl IrqLine for IsaLine {
+    fn set(&self, asserted: bool) {
+        self.pic.lock().set_irq(self.irq, asserted);
+        self.ioapic.set_pin(self.pin, asserted);
+    }
+}
+
+/// A pin of the 8259 pair alone: what the LPC bridge routes PCI interrupts to.
+struct PicLine {
+    pic: Arc<Mutex<Pic>>,
+    irq: u8,
+}
+
+impl IrqLine for PicLine {
+    fn set(&self, asserted: bool) {
+        self.pic.lock().set_irq(self.irq, asserted);
+    }
+}
+
+/// A pin of the IOAPIC alone: PCI interrupts in APIC mode, HPET timers.
+struct GsiLine {
+    ioapic: Arc<IoApic>,
+    pin: u32,
+}
+
+impl IrqLine for GsiLine {
+    fn set(&self, asserted: bool) {
+        self.ioapic.set_pin(self.pin, asserted);
+    }
+}
+
+/// Interrupt controllers and who drives their pins.
+struct Board {
+    pic: Arc<Mutex<Pic>>,
+    ioapic: Arc<IoApic>,
+}
+
+impl Board {
+    /// The wire of ISA interrupt `irq`; 0 is the IOAPIC's pin 2.
+    fn isa(&self, irq: u8) -> Arc<dyn IrqLine> {
+        let pin = if irq == 0 { gsi::PIT } else { irq.into() };
+        Arc::new(IsaLine { pic: self.pic.clone(), irq, ioapic: self.ioapic.clone(), pin })
+    }
+
+    fn pic_only(&self, irq: u8) -> Arc<dyn IrqLine> {
+        Arc::new(PicLine { pic: self.pic.clone(), irq })
+    }
+
+    fn gsi(&self, pin: u32) -> Arc<dyn IrqLine> {
+        Arc::new(GsiLine { ioapic: self.ioapic.clone(), pin })
+    }
+}
+
+/// A device that a PCI function's window leads to, wherever the guest moves it.
+pub(crate) struct Movable {
+    at: DevFn,
+    id: WindowId,
+    slot: SharedDevice,
+}
+
+/// The buses while they are being filled.
+struct Buses {
+    ports: Bus,
+    memory: Bus,
+    devices: Vec<SharedDevice>,
+}
+
+impl Buses {
+    /// Takes a device into the list of those that are reset and have deadlines.
+    fn own<D: Device + 'static>(&mut self, device: D) -> SharedDevice {
+        let slot = share(Arc::new(Mutex::new(device)));
+        self.devices.push(slot.clone());
+        slot
+    }
+
+    fn at_ports(&mut self, name: &'static str, slot: &SharedDevice, ranges: &[(u16, u64, u64)]) -> Result<(), BuildError> {
+        for &(first, count, offset) in ranges {
+            let claimed = self.ports.claim(first.into(), count, slot, offset);
+            claimed.map_err(|error| BuildError::Claim(name, error))?;
+        }
+        Ok(())
+    }
+
+    fn at_memory(&mut self, name: &'static str, slot: &SharedDevice, first: u64, bytes: u64) -> Result<(), BuildError> {
+        self.memory.claim(first, bytes, slot, 0).map_err(|error| BuildError::Claim(name, error))
+    }
+}
+
+/// Wraps a device that something else holds too.
+fn shared<D: Device + 'static>(buses: &mut Buses, device: &Arc<Mutex<D>>) -> SharedDevice {
+    let slot = share(device.clone());
+    buses.devices.push(slot.clone());
+    slot
+}
+
+impl<M: GuestMemory> Machine<M> {
+    /// Builds the machine around `ram`.
+    ///
+    /// # Errors
+    /// The configuration does not fit the seats, or the layout contradicts itself.
+    pub fn build(
+        config: MachineConfig,
+        facts: &HostFacts<'_>,
+        ram: M,
+        seats: &[Seat],
+        services: Services,
+    ) -> Result<Machine<M>, BuildError> {
+        if seats.is_empty() || seats.len() != config.vcpus as usize {
+            return Err(BuildError::Vcpus);
+        }
+        let mailboxes: Vec<_> = seats.iter().map(|seat| seat.mailbox.clone()).collect();
+        let power = Arc::new(PowerLatch::default());
+        power.attach(mailboxes.clone());
+
+        let port = |(seat, id): (&Seat, u32)| {
+            ApicPort::new(id, seat.apic_page.clone(), Arc::new(Signals(seat.mailbox.clone())))
+        };
+        let apics = ApicBus::new(seats.iter().zip(0..).map(port).collect());
+        let external = Arc::new(AtomicBool::new(false));
+        let intr = Arc::new(Intr { level: external.clone(), lint0: apics.lint0() });
+        let pic = Arc::new(Mutex::new(Pic::new(intr)));
+        let ioapic = IoApic::new(apics.clone());
+        let board = Board { pic: pic.clone(), ioapic: ioapic.clone() };
+        let clock = services.clock.clone();
+
+        let mut buses = Buses { ports: Bus::ports(), memory: Bus::memory(), devices: Vec::new() };
+        let slot = shared(&mut buses, &pic);
+        buses.at_ports("8259 pair", &slot, &[(0x20, 2, 0), (0xa0, 2, 2), (0x4d0, 2, 4)])?;
+        let slot = buses.own(IoApicRegisters(ioapic.clone()));
+        buses.at_memory("IOAPIC", &slot, layout::IOAPIC_BASE, layout::IOAPIC_SIZE)?;
+
+        let legacy = LegacyRoute::new();
+        let timer_line = legacy.gate(board.isa(0));
+        let rtc_line = legacy.gate(board.isa(gsi::RTC as u8));
+        let pit = buses.own(Pit::new(clock.clone(), timer_line));
+        buses.at_ports("8254", &pit, &[(0x40, 4, 0), (0x61, 1, 4)])?;
+        let ((_, low), high) = layout::ram_split(config.memory);
+        let installed = Installed {
+            ram_below_4g: low,
+            ram_above_4g: high.map_or(0, |(_, bytes)| bytes),
+            processors: config.vcpus,
+        };
+        let rtc = buses.own(Rtc::new(clock.clone(), rtc_line, config.wall_time, installed));
+        buses.at_ports("real-time clock", &rtc, &[(0x70, Rtc::PORTS, 0)])?;
+        let hpet = buses.own(Hpet::new(
+            clock.clone(),
+            core::array::from_fn(|pin| board.gsi(pin as u32)),
+            board.isa(0),
+            board.isa(gsi::RTC as u8),
+            legacy,
+            apics.clone(),
+        ));
+        buses.at_memory("HPET", &hpet, layout::HPET_BASE, layout::HPET_SIZE)?;
+
+        let (output, input) = (services.console_output.clone(), services.console_input.clone());
+        let console = buses.own(Uart::new(board.isa(gsi::COM1 as u8), output, input));
+        buses.at_ports("serial port", &console, &[(layout::COM1, Uart::PORTS, 0)])?;
+        let keyboard = I8042::new(board.isa(gsi::KEYBOARD as u8), board.isa(gsi::MOUSE as u8), power.clone());
+        let keyboard = buses.own(keyboard);
+        buses.at_ports("keyboard controller", &keyboard, &[(0x60, 1, 0), (0x64, 1, 4)])?;
+        let fast_a20 = buses.own(Port92::new(power.clone()));
+        buses.at_ports("port 92h", &fast_a20, &[(0x92, 1, 0)])?;
+        let debug = buses.own(DebugConsole::new(services.debug_output.clone()));
+        buses.at_ports("debug console", &debug, &[(layout::DEBUG_CONSOLE, 1, 0)])?;
+        if config.debug_exit {
+            let exit = buses.own(DebugExit::new(power.clone()));
+            buses.at_ports("debug exit", &exit, &[(layout::DEBUG_EXIT, 4, 0)])?;
+        }
+
+        let sci = board.isa(gsi::SCI as u8);
+        let pm = buses.own(AcpiPm::new(clock, sci, power.clone(), TimerWidth::Bits32, AcpiMode::Always));
+        buses.at_ports("APM ports", &pm, &[(0xb2, 2, AcpiPm::APM)])?;
+        let intx_ioapic = core::array::from_fn(|pirq| board.gsi(16 + pirq as u32));
+        let intx = IntxRouter::new(intx_ioapic, core::array::from_fn(|irq| board.pic_only(irq as u8)));
+        let pci = Arc::new(Mutex::new(PciBus::new()));
+        let (mch_at, lpc_at) = (DevFn::new(0, 0), DevFn::new(31, 0));
+        {
+            let mut bus = pci.lock();
+            let mch = bus.insert(mch_at, Arc::new(Mutex::new(Mch::new(SetUp::Done))));
+            let lpc = bus.insert(lpc_at, Arc::new(Mutex::new(Lpc::new(SetUp::Done, intx))));
+            mch.and(lpc).map_err(|_| BuildError::Claim("chipset", ClaimError::Overlap))?;
+        }
+        let config_ports = buses.own(ConfigPorts::new(pci.clone(), power.clone()));
+        buses.at_ports("PCI configuration", &config_ports, &[(0xcf8, ConfigPorts::PORTS, 0)])?;
+        let ecam = buses.own(Ecam::new(pci.clone()));
+        let chipset = buses.own(ChipsetConfiguration::new());
+        let movable = alloc::vec![
+            Movable { at: mch_at, id: WindowId::Chipset(0), slot: ecam },
+            Movable { at: lpc_at, id: WindowId::Chipset(0), slot: pm },
+            Movable { at: lpc_at, id: WindowId::Chipset(1), slot: chipset },
+        ];
+
+        let hyperv_config = config.hyperv.map(|signature| HypervConfig {
+            signature,
+            tsc_hz: facts.tsc_hz,
+            apic_hz: TIMER_HERTZ,
+            invariant_tsc: facts.allowed.invariant_tsc,
+            vcpus: config.vcpus,
+        });
+        let cpuid = cpuid_table(facts, &config, 0, hyperv_config.as_ref());
+        let pci_changes = pci.lock().changes_flag();
+        let machine = Machine {
+            policy: ControlPolicy::new(&cpuid),
+            paging_limits: PagingLimits {
+                physical_address_bits: cpuid.physical_address_bits() as u8,
+                gigabyte_pages: cpuid.has(0x8000_0001, |answer| answer.edx, 1 << 26),
+            },
+            config,
+            ram,
+            power,
+            pic,
+            external,
+            ports: RwLock::new(buses.ports),
+            memory: RwLock::new(buses.memory),
+            devices: buses.devices,
+            console,
+            keyboard,
+            partition: hyperv_config.map(|config| Mutex::new(Partition::new(config))),
+            hyperv_config,
+            apics,
+            eoi: ioapic,
+            mailboxes,
+            services,
+            pci,
+            pci_changes,
+            movable,
+        };
+        machine.move_windows();
+        Ok(machine)
+    }
+
+    /// Puts what PCI functions decode where the guest wants it now. A window over something that is there already stays
+    /// unreachable until either moves: the open bus answers there before, and the older device after.
+    #[cold]
+    pub(crate) fn move_windows(&self) {
+        let mut pci = self.pci.lock();
+        let mut ports = self.ports.write();
+        let mut memory = self.memory.write();
+        pci.drain_changes(|change| {
+            let (at, id, window, is_mapped) = match change {
+                BarChange::Mapped { at, id, window } => (at, id, window, true),
+                BarChange::Unmapped { at, id, window } => (at, id, window, false),
+            };
+            let Some(movable) = self.movable.iter().find(|movable| movable.at == at && movable.id == id) else { return };
+            let bus = match window.space {
+                AddressSpace::Io => &mut *ports,
+                AddressSpace::Memory => &mut *memory,
+            };
+            if is_mapped {
+                if let Err(error) = bus.claim(window.base, window.size, &movable.slot, 0) {
+                    log::debug!("PCI window of {at} at {:#x} is hidden: {error}", window.base);
+                }
+            } else {
+                bus.release(window.base, &movable.slot);
+            }
+        });
+    }
+}
