@@ -1,1 +1,60 @@
-//! TODO
+//! The bare-metal host: memory, CPUs, interrupts, time, scheduler, serial lines; and the virtual machines on top.
+//!
+//! Two kinds of modules. Pure ones decide and are tested on the development machine; those behind
+//! `target_os = "none"` act on the hardware and contain what little `unsafe` there is.
+//!
+//! | pure | acts on |
+//! |---|---|
+//! | [`memory_map`], [`frames`], [`paging`] | `ram`, `address_space`, `stacks`, `heap` |
+//! | [`time`], [`calibrate`], [`alarms`] | `clock`, `references`, `apic` |
+//! | [`run_queue`] | `scheduler`, `percpu` |
+//! | [`acpi`], [`options`], [`ring`] | `firmware`, `ioapic`, `pic`, `serial`, `journal`, `panic`, `shutdown` |
+//!
+//! `start` puts them together. Neighbours: `boot` below; `machine`, a backend and `devices` above. The kernel knows no
+//! guest: that is the machine's business.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod acpi;
+pub mod alarms;
+pub mod calibrate;
+pub mod frames;
+pub mod layout;
+pub mod lock;
+pub mod memory_map;
+pub mod options;
+pub mod paging;
+pub mod ring;
+pub mod run_queue;
+pub mod time;
+
+/// The modules that act on the hardware.
+macro_rules! bare_metal {
+    ($($name:ident),* $(,)?) => { $(#[cfg(target_os = "none")] pub mod $name;)* };
+}
+
+bare_metal!(
+    address_space,
+    apic,
+    clock,
+    cpu,
+    firmware,
+    gdt,
+    heap,
+    idt,
+    ioapic,
+    journal,
+    panic,
+    percpu,
+    pic,
+    ram,
+    references,
+    scheduler,
+    self_test,
+    serial,
+    shutdown,
+    stacks,
+    start,
+);

@@ -1,0 +1,94 @@
+//! The host's own parts tried on the machine it runs on: `selftest` on the command line. Each check that fails panics.
+
+#![allow(unsafe_code)] // Reads that the page tables are expected to allow.
+
+use crate::paging::Permissions;
+use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT};
+use crate::time::MILLISECOND;
+use crate::{address_space, clock, idt, layout, percpu, ram, scheduler};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, Ordering};
+use log::info;
+
+/// Runs all checks.
+pub fn run() {
+    assert!(idt::self_test(), "a breakpoint comes back");
+    address_space_is_split();
+    frames_are_zeroed();
+    tasks_sleep_and_wake();
+    info!("self-test passed");
+}
+
+/// Code is not writable, data not executable, and the image is not in the direct map.
+fn address_space_is_split() {
+    let permissions = |address: u64| address_space::translate(address).map(|found| found.1);
+    assert_eq!(permissions(run as *const () as u64), Some(Permissions::ReadExecute), "code");
+    static CONSTANT: [u8; 4] = *b"text";
+    assert_eq!(permissions(CONSTANT.as_ptr() as u64), Some(Permissions::ReadOnly), "constants");
+    static VARIABLE: AtomicU32 = AtomicU32::new(1);
+    assert_eq!(permissions(VARIABLE.as_ptr() as u64), Some(Permissions::ReadWrite), "variables");
+    let local = 0u8;
+    let local = &raw const local as u64;
+    assert_eq!(permissions(local), Some(Permissions::ReadWrite), "the stack");
+    assert_eq!(permissions(layout::STACKS), None, "the guard page below the first stack");
+    let code = address_space::translate(run as *const () as u64).map_or(0, |found| found.0);
+    assert_eq!(permissions(layout::DIRECT_MAP + code), None, "code in the direct map");
+    assert_eq!(permissions(0), None, "null");
+}
+
+fn frames_are_zeroed() {
+    let before = ram::with_frames(|frames| frames.free_bytes());
+    let range = ram::allocate_zeroed(3 << 20, 2 << 20).expect("there is memory");
+    let pointer = ram::pointer(range.start).cast::<u64>();
+    for word in 0..range.length() as usize / 8 {
+        // SAFETY: within the range just allocated.
+        let place = unsafe { pointer.add(word) };
+        // SAFETY: as above; it was zeroed.
+        assert_eq!(unsafe { place.read() }, 0, "memory is zeroed");
+    }
+    ram::free(range);
+    assert_eq!(ram::with_frames(|frames| frames.free_bytes()), before, "memory comes back");
+}
+
+/// Sleeps a few times and counts.
+struct Sleeper {
+    times: u32,
+    until: u64,
+    woken_late: Arc<AtomicU32>,
+}
+
+/// Nanoseconds of each sleep, and how late a wake-up may be on a loaded emulator.
+const SLEEP: u64 = 5 * MILLISECOND;
+const TOO_LATE: u64 = 1_000 * MILLISECOND;
+
+impl Task for Sleeper {
+    fn poll(&mut self) -> Poll {
+        let now = clock::now();
+        assert!(now >= self.until, "nobody wakes early");
+        if now > self.until + TOO_LATE {
+            self.woken_late.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.times == 0 {
+            return Poll::Finished;
+        }
+        self.times -= 1;
+        self.until = now + SLEEP;
+        Poll::Blocked { until: Some(self.until) }
+    }
+}
+
+fn tasks_sleep_and_wake() {
+    let (start, interrupts) = (clock::now(), percpu::current().interrupts());
+    let woken_late = Arc::new(AtomicU32::new(0));
+    for times in [10, 7] {
+        let task = Sleeper { times, until: start, woken_late: woken_late.clone() };
+        scheduler::spawn("sleeper", Role::Work, USUAL_WEIGHT, Box::new(task), scheduler::waker());
+    }
+    scheduler::run();
+    let (took, interrupts) = (clock::now() - start, percpu::current().interrupts() - interrupts);
+    assert!(took >= 10 * SLEEP, "sleep takes its time");
+    assert!(interrupts > 0, "the alarm interrupts");
+    let late = woken_late.load(Ordering::Relaxed);
+    info!("slept for {} us in {interrupts} interrupts, {late} late", took / 1000);
+}

@@ -1,0 +1,114 @@
+//! From the loader's hands to the scheduler: the order in which the host is built.
+//!
+//! 1. CPU registers, serial ports, log, IDT: from here on whatever goes wrong says so.
+//! 2. RAM, the host's own page tables, the heap, a stack with a guard page, GDT and TSS.
+//! 3. ACPI, interrupt controllers, the clock, the timer.
+//! 4. What the CPU can virtualize; then the virtual machine, run by the scheduler.
+
+#![allow(unsafe_code)] // The change of stacks.
+
+use crate::layout::STACK_SIZE;
+use crate::options::Options;
+use crate::shutdown::{self, Outcome};
+use crate::{
+    address_space, apic, clock, cpu, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, self_test, serial,
+    stacks,
+};
+use boot::{BootError, BootInfo, Module};
+use core::arch::naked_asm;
+use core::fmt;
+use log::info;
+
+/// Builds the host and runs it. Called by the binary on the boot stack.
+pub fn start(boot: Result<BootInfo<'static>, BootError>) -> ! {
+    serial::init();
+    journal::init();
+    idt::init();
+    info!("Gearshift {}", env!("CARGO_PKG_VERSION"));
+    let boot = boot.unwrap_or_else(|error| refuse(error));
+    cpu::prepare().unwrap_or_else(|missing| lacking(missing));
+    report_boot(&boot);
+
+    ram::init(&boot).unwrap_or_else(|error| refuse(error.0));
+    address_space::init(&boot).unwrap_or_else(|_| refuse(TOO_LITTLE_MEMORY));
+    let heap = ram::allocate_zeroed(heap::SIZE, 4096).unwrap_or_else(|| refuse(TOO_LITTLE_MEMORY));
+    heap::init(heap);
+    let stack = stacks::allocate(STACK_SIZE).unwrap_or_else(|_| refuse(TOO_LITTLE_MEMORY));
+    let boot: &'static BootInfo<'static> = alloc::boxed::Box::leak(alloc::boxed::Box::new(boot));
+    // SAFETY: the new stack is mapped and nobody else's; nothing on the old one is used any more.
+    unsafe { continue_on(stack, boot) }
+}
+
+const TOO_LITTLE_MEMORY: &str = "not enough memory for the hypervisor itself; give the host 64 MiB at least";
+
+/// Ends the run with one line that says what is wrong and what to do.
+pub fn refuse(reason: impl fmt::Display) -> ! {
+    log::error!("{reason}");
+    shutdown::end(Outcome::UserError)
+}
+
+/// Ends the run because this computer lacks something.
+fn lacking(missing: cpu::Missing) -> ! {
+    refuse(format_args!("this computer lacks {}", missing.0))
+}
+
+/// Calls [`on_own_stack`] with `boot` on the stack that ends at `stack`.
+///
+/// # Safety
+/// The stack is mapped, and no reference into the old one is used afterwards.
+#[unsafe(naked)]
+unsafe extern "C" fn continue_on(stack: u64, boot: &'static BootInfo<'static>) -> ! {
+    naked_asm!(
+        "movq %rdi, %rsp",
+        "movq %rsi, %rdi",
+        // The end of the chain of frame pointers.
+        "xorl %ebp, %ebp",
+        "call {on_own_stack}",
+        "ud2",
+        on_own_stack = sym on_own_stack,
+        options(att_syntax)
+    )
+}
+
+/// The rest of the way, on the boot CPU's own stack.
+extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
+    gdt::init().unwrap_or_else(|_| refuse(TOO_LITTLE_MEMORY));
+    let (free, total) = ram::with_frames(|frames| (frames.free_bytes(), frames.total_bytes()));
+    info!("memory: {} MiB free of {} MiB; page tables are the host's own, W^X", free >> 20, total >> 20);
+
+    let platform = firmware::read_platform(boot.rsdp).unwrap_or_else(|problem| refuse(problem));
+    info!(
+        "ACPI: {} CPU(s), {} IOAPIC(s), PM timer {}, HPET {}, {} PCI range(s)",
+        platform.cpus.len(),
+        platform.io_apics.len(),
+        if platform.pm_timer.is_some() { "yes" } else { "no" },
+        if platform.hpet.is_some() { "yes" } else { "no" },
+        platform.pci.len()
+    );
+    pic::silence();
+    let apic_id = apic::init().unwrap_or_else(|_| refuse(TOO_LITTLE_MEMORY));
+    percpu::init(0, apic_id);
+    ioapic::init(&platform.io_apics).unwrap_or_else(|_| refuse(TOO_LITTLE_MEMORY));
+    let calibration = clock::init(&platform).unwrap_or_else(|missing| lacking(missing));
+    info!("TSC: {} Hz, measured against the {}", calibration.hertz, calibration.reference);
+    apic::init_timer().unwrap_or_else(|missing| lacking(missing));
+    info!("local APIC: {}", apic::describe());
+
+    let options = Options::parse(&boot.command_line).unwrap_or_else(|error| refuse(error));
+    if options.self_test {
+        self_test::run();
+    }
+    shutdown::end(Outcome::PoweredOff)
+}
+
+/// Logs what the loader told.
+fn report_boot(boot: &BootInfo<'_>) {
+    info!("booted by {}; image at {:#x}..{:#x}", boot.protocol, boot.image.start, boot.image.end);
+    info!("command line: {}", boot.command_line);
+    for region in &boot.memory {
+        info!("memory {:#014x}..{:#014x} {:?}", region.range.start, region.range.end, region.kind);
+    }
+    for Module { name, bytes, range } in &boot.modules {
+        info!("module '{name}': {} bytes at {:#x}", bytes.len(), range.start);
+    }
+}
