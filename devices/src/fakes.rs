@@ -1,6 +1,6 @@
 //! Recording fakes for what is injected into a device. Tests only.
 
-use crate::{ByteSink, ByteSource, Clock, IrqLine, Nanos, PowerEvent, PowerSink};
+use crate::{ByteSink, ByteSource, Clock, InterruptMessage, IrqLine, MessageSink, Nanos, PowerEvent, PowerSink};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -113,5 +113,31 @@ impl RecordedPower {
 impl PowerSink for RecordedPower {
     fn request(&self, event: PowerEvent) {
         self.0.lock().push(event);
+    }
+}
+
+/// Keeps all interrupt messages; takes them unless told to refuse.
+#[derive(Default)]
+pub struct RecordedMessages {
+    messages: Mutex<Vec<InterruptMessage>>,
+    refuses: AtomicBool,
+}
+
+impl RecordedMessages {
+    pub fn new() -> Arc<RecordedMessages> {
+        Arc::default()
+    }
+    pub fn taken(&self) -> Vec<InterruptMessage> {
+        core::mem::take(&mut self.messages.lock())
+    }
+    pub fn refuse(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::SeqCst);
+    }
+}
+
+impl MessageSink for RecordedMessages {
+    fn deliver(&self, message: &InterruptMessage) -> bool {
+        self.messages.lock().push(*message);
+        !self.refuses.load(Ordering::SeqCst)
     }
 }

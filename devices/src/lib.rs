@@ -13,9 +13,11 @@ mod bus;
 mod device;
 #[cfg(test)]
 mod fakes;
+mod msi;
 mod wires;
 
 pub mod acpi_pm;
+pub mod ioapic;
 pub mod lapic;
 pub mod pci;
 pub mod rtc;
