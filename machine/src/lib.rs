@@ -9,3 +9,6 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+
+pub mod emulate;
+pub mod loader;
