@@ -21,6 +21,7 @@ from .session import RUNNING, Interrupted, end_process, interrupts_raised
 
 PARALLEL_MACHINES = 2
 LINES_SHOWN = 60
+STAGE_SECONDS = 1200
 
 
 @dataclass
@@ -38,8 +39,11 @@ class Tally:
 
 def cargo(*arguments: str, environment: dict | None = None) -> tuple:
     """Runs cargo in the repository: (whether it succeeded, what it printed)."""
-    done = subprocess.run(["cargo", *arguments], cwd=paths.REPOSITORY, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, env={**os.environ, **(environment or {}), "CARGO_TERM_COLOR": "never"})
+    try:
+        done = subprocess.run(["cargo", *arguments], cwd=paths.REPOSITORY, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, env={**os.environ, **(environment or {}), "CARGO_TERM_COLOR": "never"}, timeout=STAGE_SECONDS)
+    except subprocess.TimeoutExpired as hung:
+        return False, (hung.stdout or b"").decode(errors="replace") + f"\ncargo {arguments[0]} did not end within {STAGE_SECONDS} s"
     return done.returncode == 0, done.stdout
 
 
