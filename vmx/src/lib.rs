@@ -1,1 +1,12 @@
-//! TODO
+//! Intel VT-x.
+
+#![no_std]
+
+extern crate alloc;
+
+pub mod capability;
+pub mod controls;
+pub mod decode;
+pub mod entry;
+pub mod field;
+pub mod instr;
