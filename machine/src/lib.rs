@@ -11,4 +11,5 @@
 extern crate alloc;
 
 pub mod emulate;
+pub mod firmware;
 pub mod loader;
