@@ -1,0 +1,25 @@
+//! Instruction bytes as text, for reports. Allocates; never on the exit path.
+
+use alloc::string::String;
+use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+use vcpu::CodeSize;
+
+/// The instruction at the start of `bytes`, which stood at `rip`, in Intel syntax; `(bad)` for bytes that are none.
+pub fn disassemble(code_size: CodeSize, rip: u64, bytes: &[u8]) -> String {
+    let mut decoder = Decoder::with_ip(code_size.bits(), bytes, rip, DecoderOptions::NONE);
+    let mut text = String::new();
+    IntelFormatter::new().format(&decoder.decode(), &mut text);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_instructions_in_the_guests_code_size() {
+        assert_eq!(disassemble(CodeSize::Bits64, 0, &[0x48, 0x8b, 0x07]), "mov rax,[rdi]");
+        assert_eq!(disassemble(CodeSize::Bits16, 0x7c00, &[0xeb, 0xfe]), "jmp short 7C00h");
+        assert_eq!(disassemble(CodeSize::Bits64, 0, &[0x06]), "(bad)");
+    }
+}
