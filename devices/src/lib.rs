@@ -20,6 +20,7 @@ pub mod acpi_pm;
 pub mod ioapic;
 pub mod lapic;
 pub mod pci;
+pub mod pic;
 pub mod rtc;
 pub mod uart;
 
