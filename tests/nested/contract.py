@@ -14,6 +14,8 @@ CASES = [
     refusal("bad-option", "an unknown option is refused", ("--frobnicate",), "--frobnicate"),
     refusal("send-alone", "--send without --expect-first is refused", ("--send", "x"), "--expect-first"),
     refusal("contradiction", "--kvm with --icount is refused", ("--kvm", "--icount"), "--kvm and --icount"),
+    Case("host-self-test", "the hypervisor's own clock, alarms and memory work on the machine", options={"hypervisor_options": "selftest"},
+         said=("self-test passed",)),
     Case("run-no-svm", "a CPU without SVM is refused in one clear line", options={"cpu_model": "qemu64,-svm"}, status=2, said=("SVM",)),
     Case("run-no-nested-paging", "a CPU without nested paging is refused in one clear line", options={"cpu_model": "EPYC,+svm,-npt"}, status=2,
          said=("nested paging",)),
