@@ -17,6 +17,7 @@ mod msi;
 mod wires;
 
 pub mod acpi_pm;
+pub mod hpet;
 pub mod ioapic;
 pub mod lapic;
 pub mod pci;
