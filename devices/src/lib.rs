@@ -17,6 +17,8 @@ mod msi;
 mod wires;
 
 pub mod acpi_pm;
+pub mod debug_exit;
+pub mod debugcon;
 pub mod hpet;
 pub mod ioapic;
 pub mod lapic;
