@@ -60,12 +60,12 @@ impl Bookkeeping {
     }
 }
 
-/// The frames of physical memory and which of them are free.
-pub struct Frames<'a> {
+/// The frames of physical memory and which of them are free. The bookkeeping is in slices or vectors.
+pub struct Frames<B, C> {
     /// One bit per frame, set where it is not free.
-    bitmap: &'a mut [u64],
+    bitmap: B,
     /// Free frames in each chunk.
-    free_in_chunk: &'a mut [u16],
+    free_in_chunk: C,
     /// Free frames in all.
     free: u64,
     /// The most that were ever free: what there is to give.
@@ -74,16 +74,21 @@ pub struct Frames<'a> {
     lowest_chunk: usize,
 }
 
-impl<'a> Frames<'a> {
+impl<B, C> Frames<B, C>
+where
+    B: AsRef<[u64]> + AsMut<[u64]>,
+    C: AsRef<[u16]> + AsMut<[u16]>,
+{
     /// An allocator over memory that `bitmap` and `counts` suffice for (see [`Bookkeeping`]), with nothing free yet.
     ///
     /// # Panics
     /// If the two do not fit each other.
-    pub fn new(bitmap: &'a mut [u64], counts: &'a mut [u16]) -> Self {
-        assert_eq!(bitmap.len() as u64, counts.len() as u64 * CHUNK_WORDS, "one count for each eight words");
-        bitmap.fill(u64::MAX);
-        counts.fill(0);
-        let lowest_chunk = counts.len();
+    pub fn new(mut bitmap: B, mut counts: C) -> Self {
+        let lowest_chunk = counts.as_ref().len();
+        let words = lowest_chunk as u64 * CHUNK_WORDS;
+        assert_eq!(bitmap.as_ref().len() as u64, words, "one count for each eight words");
+        bitmap.as_mut().fill(u64::MAX);
+        counts.as_mut().fill(0);
         Self { bitmap, free_in_chunk: counts, free: 0, total: 0, lowest_chunk }
     }
 
@@ -108,10 +113,11 @@ impl<'a> Frames<'a> {
 
     /// The lowest free frame that lies wholly below `limit`: its physical address.
     pub fn allocate_below(&mut self, limit: u64) -> Option<u64> {
-        let chunk = (self.lowest_chunk..self.free_in_chunk.len()).find(|&chunk| self.free_in_chunk[chunk] != 0)?;
+        let counts = self.free_in_chunk.as_ref();
+        let chunk = (self.lowest_chunk..counts.len()).find(|&chunk| counts[chunk] != 0)?;
         self.lowest_chunk = chunk;
         let first_word = chunk * CHUNK_WORDS as usize;
-        let words = &self.bitmap[first_word..first_word + CHUNK_WORDS as usize];
+        let words = &self.bitmap.as_ref()[first_word..first_word + CHUNK_WORDS as usize];
         let (index, word) = words.iter().enumerate().find(|(_, word)| **word != u64::MAX)?;
         let frame = (first_word + index) as u64 * 64 + u64::from(word.trailing_ones());
         if (frame + 1) * FRAME_SIZE > limit {
@@ -180,7 +186,7 @@ impl<'a> Frames<'a> {
 
     /// Frames that the bookkeeping covers.
     fn frames(&self) -> u64 {
-        self.bitmap.len() as u64 * 64
+        self.bitmap.as_ref().len() as u64 * 64
     }
 
     /// The highest frame of `first..end` that is not free.
@@ -189,14 +195,14 @@ impl<'a> Frames<'a> {
         while frame > first {
             let chunk = (frame - 1) / CHUNK_FRAMES;
             let chunk_start = chunk * CHUNK_FRAMES;
-            if u64::from(self.free_in_chunk[chunk as usize]) == CHUNK_FRAMES {
+            if u64::from(self.free_in_chunk.as_ref()[chunk as usize]) == CHUNK_FRAMES {
                 frame = chunk_start;
                 continue;
             }
             let index = (frame - 1) / 64;
             // The word's bits below `frame`.
             let upto = (frame - 1) % 64 + 1;
-            let taken = self.bitmap[index as usize] & ones(0, upto);
+            let taken = self.bitmap.as_ref()[index as usize] & ones(0, upto);
             if taken != 0 {
                 let highest = index * 64 + 63 - u64::from(taken.leading_zeros());
                 return (highest >= first).then_some(highest);
@@ -232,8 +238,8 @@ impl<'a> Frames<'a> {
             let word_end = (frame / 64 + 1) * 64;
             let upto = end.min(word_end);
             let mask = ones(frame % 64, upto - frame / 64 * 64);
-            let gained = change(&mut self.bitmap[(frame / 64) as usize], mask);
-            let count = &mut self.free_in_chunk[(frame / CHUNK_FRAMES) as usize];
+            let gained = change(&mut self.bitmap.as_mut()[(frame / 64) as usize], mask);
+            let count = &mut self.free_in_chunk.as_mut()[(frame / CHUNK_FRAMES) as usize];
             *count = count.wrapping_add_signed(gained as i16);
             self.free = self.free.wrapping_add_signed(i64::from(gained));
             frame = upto;
@@ -258,9 +264,9 @@ mod tests {
     }
 
     /// An allocator over memory below `top`, with nothing in it.
-    fn empty(top: u64) -> Frames<'static> {
+    fn empty(top: u64) -> Frames<Vec<u64>, Vec<u16>> {
         let need = Bookkeeping::for_memory_below(top);
-        Frames::new(vec![0; need.words].leak(), vec![0; need.counts].leak())
+        Frames::new(vec![0; need.words], vec![0; need.counts])
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | [`memory_map`], [`frames`], [`paging`] | `ram`, `address_space`, `stacks`, `heap` |
 //! | [`time`], [`calibrate`], [`alarms`] | `clock`, `references`, `apic` |
 //! | [`run_queue`] | `scheduler`, `percpu` |
+//! | [`queue`], [`keys`], [`guest_ram`] | `console`, `arena` |
 //! | [`acpi`], [`options`], [`ring`] | `firmware`, `ioapic`, `pic`, `serial`, `journal`, `panic`, `shutdown` |
 //!
 //! `start` puts them together. Neighbours: `boot` below; `machine`, a backend and `devices` above. The kernel knows no
@@ -21,11 +22,14 @@ pub mod acpi;
 pub mod alarms;
 pub mod calibrate;
 pub mod frames;
+pub mod guest_ram;
+pub mod keys;
 pub mod layout;
 pub mod lock;
 pub mod memory_map;
 pub mod options;
 pub mod paging;
+pub mod queue;
 pub mod ring;
 pub mod run_queue;
 pub mod time;
@@ -38,10 +42,13 @@ macro_rules! bare_metal {
 bare_metal!(
     address_space,
     apic,
+    arena,
     clock,
+    console,
     cpu,
     firmware,
     gdt,
+    guest_frames,
     heap,
     idt,
     ioapic,

@@ -5,10 +5,12 @@
 
 #![allow(unsafe_code)] // GS base.
 
+use crate::acpi::MAX_CPUS;
 use crate::alarms::Alarms;
 use crate::lock::Lock;
 use crate::run_queue::RunQueue;
 use alloc::boxed::Box;
+use arrayvec::ArrayVec;
 use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,8 +42,16 @@ const _: () = assert!(offset_of!(PerCpu, this) == 0);
 /// Whether any CPU has its data: before that there is only the boot CPU.
 static READY: AtomicBool = AtomicBool::new(false);
 
-/// Gives this CPU its data.
-pub fn init(number: u32, apic_id: u32) {
+/// All CPUs that are up, by number.
+static ALL: Lock<ArrayVec<&'static PerCpu, MAX_CPUS>> = Lock::new(ArrayVec::new_const());
+
+/// Gives this CPU its data, and the next number.
+///
+/// # Panics
+/// When there are more CPUs than [`MAX_CPUS`].
+pub fn init(apic_id: u32) {
+    let mut all = ALL.lock();
+    let number = all.len() as u32;
     let data: &'static PerCpu = Box::leak(Box::new(PerCpu {
         this: AtomicU64::new(0),
         number,
@@ -55,7 +65,18 @@ pub fn init(number: u32, apic_id: u32) {
     let address = core::ptr::from_ref(data) as u64;
     data.this.store(address, Ordering::Relaxed);
     GsBase::write(VirtAddr::new(address));
+    all.push(data);
     READY.store(true, Ordering::Release);
+}
+
+/// The CPU with this number, if it is up.
+pub fn by_number(number: u32) -> Option<&'static PerCpu> {
+    ALL.lock().get(number as usize).copied()
+}
+
+/// How many CPUs are up.
+pub fn count() -> usize {
+    ALL.lock().len()
 }
 
 /// This CPU's data.

@@ -11,7 +11,10 @@ use crate::memory_map;
 use boot::{BootInfo, MemoryKind, PhysicalRange};
 use core::ptr::NonNull;
 
-static FRAMES: Lock<Option<Frames<'static>>> = Lock::new(None);
+/// The host's frames, with their bookkeeping in the direct map.
+pub type HostFrames = Frames<&'static mut [u64], &'static mut [u16]>;
+
+static FRAMES: Lock<Option<HostFrames>> = Lock::new(None);
 
 /// Why there is no allocator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub fn init(boot: &BootInfo<'_>) -> Result<(), NoMemory> {
 ///
 /// # Panics
 /// Before [`init`].
-pub fn with_frames<R>(with: impl FnOnce(&mut Frames<'static>) -> R) -> R {
+pub fn with_frames<R>(with: impl FnOnce(&mut HostFrames) -> R) -> R {
     with(FRAMES.lock().as_mut().expect("RAM is set up before it is used"))
 }
 

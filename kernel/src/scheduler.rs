@@ -20,12 +20,12 @@ pub fn waker() -> Waker {
     Waker::new(kick)
 }
 
-/// Makes CPU `number` look at its queue.
+/// Makes CPU `number` look at its queue: it leaves its guest or its halt.
 fn kick(number: u32) {
-    if number != percpu::number() {
-        // Application processors are not started yet: there is no other CPU whose identifier could be looked up.
-        debug_assert_eq!(number, 0, "only the boot CPU runs");
-        apic::send(percpu::current().apic_id, vector::KICK);
+    if number != percpu::number()
+        && let Some(cpu) = percpu::by_number(number)
+    {
+        apic::send(cpu.apic_id, vector::KICK);
     }
 }
 

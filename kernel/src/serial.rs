@@ -44,6 +44,11 @@ fn open(base: u16) -> Option<Port> {
     Some(port)
 }
 
+/// Whether somebody else writes to the console's port too: the log, on a host with one port.
+pub fn console_is_shared() -> bool {
+    SHARED.load(Ordering::Relaxed)
+}
+
 /// Writes to the log's port.
 pub fn write_log(text: &[u8]) {
     let port = if SHARED.load(Ordering::Relaxed) { &CONSOLE } else { &LOG };

@@ -6,9 +6,11 @@
 #![allow(unsafe_code)] // Port access.
 
 use crate::cpu;
+use crate::journal::Urgent;
+use core::fmt::Write;
 use x86_64::instructions::port::PortWriteOnly;
 
-/// How it ended. The values are `scripts/`' too; QEMU's status is twice the value plus 1.
+/// How it ended; the log's last line says it too. The values are `scripts/`' too; QEMU's status is twice the value plus 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Outcome {
@@ -29,6 +31,8 @@ const BOCHS_SHUTDOWN: u16 = 0x8900;
 
 /// Ends the run.
 pub fn end(outcome: Outcome) -> ! {
+    // Panics come here too, with locks held by nobody who goes on.
+    let _ = writeln!(Urgent, "ENDED {:#x}", outcome as u16);
     // SAFETY: nothing is left to be disturbed on this host.
     unsafe { PortWriteOnly::new(DEBUG_EXIT).write(outcome as u16) };
     for letter in *b"Shutdown" {

@@ -11,7 +11,7 @@ use crate::layout::STACK_SIZE;
 use crate::options::Options;
 use crate::shutdown::{self, Outcome};
 use crate::{
-    address_space, apic, clock, cpu, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, self_test, serial,
+    address_space, apic, clock, console, cpu, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, self_test, serial,
     stacks,
 };
 use boot::{BootError, BootInfo, Module};
@@ -87,12 +87,15 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
     );
     pic::silence();
     let apic_id = apic::init().unwrap_or_else(|_| refuse(TOO_LITTLE_MEMORY));
-    percpu::init(0, apic_id);
+    percpu::init(apic_id);
     ioapic::init(&platform.io_apics).unwrap_or_else(|_| refuse(TOO_LITTLE_MEMORY));
     let calibration = clock::init(&platform).unwrap_or_else(|missing| lacking(missing));
     info!("TSC: {} Hz, measured against the {}", calibration.hertz, calibration.reference);
     apic::init_timer().unwrap_or_else(|missing| lacking(missing));
     info!("local APIC: {}", apic::describe());
+    if !console::init(&platform, apic_id) {
+        log::warn!("no serial port COM1: the guest's console goes nowhere");
+    }
 
     let options = Options::parse(&boot.command_line).unwrap_or_else(|error| refuse(error));
     if options.self_test {

@@ -1,0 +1,59 @@
+//! Host frames for a guest's RAM: in pieces as large as can be had, zeroed before use and after.
+
+#![allow(unsafe_code)] // The promise that the frames are the guest's.
+
+use crate::guest_ram::{Extent, GuestRam};
+use crate::ram;
+use alloc::vec::Vec;
+use boot::PhysicalRange;
+
+/// The piece that is tried first where it fits, and the least one; second-level tables map each at once.
+const HUGE: u64 = 1 << 30;
+const LARGE: u64 = 2 << 20;
+
+/// RAM at each `(guest-physical start, bytes)`. `None` when the host has not that much; nothing is kept then.
+///
+/// # Panics
+/// If a range is not made of 2 MiB pieces.
+pub fn allocate(ranges: &[(u64, u64)]) -> Option<GuestRam> {
+    let mut extents = Vec::new();
+    for &(start, bytes) in ranges {
+        assert!((start | bytes).is_multiple_of(LARGE), "guest RAM comes in pieces of 2 MiB");
+        if !take(&mut extents, start, bytes) {
+            extents.iter().for_each(release);
+            return None;
+        }
+    }
+    Some(GuestRam::new(extents, release))
+}
+
+/// Appends pieces for `bytes` from `start`. False when the host has no more.
+fn take(extents: &mut Vec<Extent>, start: u64, bytes: u64) -> bool {
+    let mut done = 0;
+    // The host has no piece larger than this.
+    let mut limit = HUGE;
+    while done < bytes {
+        let (gpa, rest) = (start + done, bytes - done);
+        let whole = limit == HUGE && rest >= HUGE && gpa.is_multiple_of(HUGE);
+        let (size, alignment) = if whole { (HUGE, HUGE) } else { (rest.min(limit), LARGE) };
+        match ram::allocate_zeroed(size, alignment) {
+            Some(range) => {
+                let host = ram::pointer(range.start);
+                // SAFETY: the frames were just allocated for this; the direct map has them as long as they are not freed,
+                // which `release` does when the guest is gone.
+                extents.push(unsafe { Extent::new(gpa, range.start, size, host) });
+                done += size;
+            }
+            None if size > LARGE => limit = (size / 2).next_multiple_of(LARGE),
+            None => return false,
+        }
+    }
+    true
+}
+
+/// Scrubs and frees a piece.
+fn release(extent: &Extent) {
+    let range = PhysicalRange { start: extent.physical, end: extent.physical + extent.length };
+    ram::zero(range);
+    ram::free(range);
+}
