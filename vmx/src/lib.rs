@@ -10,3 +10,4 @@ pub mod decode;
 pub mod entry;
 pub mod field;
 pub mod instr;
+pub mod paging;
