@@ -111,6 +111,8 @@ pub struct Platform {
     pub pm_timer: Option<PmTimer>,
     /// Physical address of the HPET.
     pub hpet: Option<u64>,
+    /// The register of the real-time clock that holds the century.
+    pub century: Option<u8>,
     /// PCI configuration spaces in memory.
     pub pci: ArrayVec<PciRange, 8>,
 }
@@ -153,6 +155,7 @@ impl Platform {
         platform.read_madt(&madt)?;
         if let Ok(fadt) = tables.find_table::<Fadt>() {
             let wide = { fadt.flags }.pm_timer_is_32_bit();
+            platform.century = Some(fadt.century).filter(|&register| register != 0);
             platform.pm_timer = fadt.pm_timer_block().ok().flatten().and_then(|block| pm_timer(block, wide));
         }
         platform.hpet = HpetInfo::new(tables).ok().map(|hpet| hpet.base_address as u64);
@@ -335,6 +338,7 @@ mod tests {
         let mut fadt = [0u8; 244 - 36];
         fadt[76 - 36..][..4].copy_from_slice(&0x608u32.to_le_bytes());
         fadt[91 - 36] = 4;
+        fadt[108 - 36] = 0x32;
         fadt[112 - 36..][..4].copy_from_slice(&(1u32 << 8).to_le_bytes());
         let mut hpet = vec![1, 0xa2, 0x86, 0x80, 0, 64, 0, 0];
         hpet.extend(0xfed0_0000u64.to_le_bytes());
@@ -348,6 +352,7 @@ mod tests {
         let timer = PmTimer { place: PmTimerPlace::Port(0x608), mask: 0xffff_ffff };
         assert_eq!(platform.pm_timer, Some(timer));
         assert_eq!(platform.hpet, Some(0xfed0_0000));
+        assert_eq!(platform.century, Some(0x32));
         assert_eq!(platform.pci[..], [PciRange { base: 0xb000_0000, segment: 0, first_bus: 0, last_bus: 0xff }]);
     }
 }

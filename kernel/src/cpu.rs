@@ -15,6 +15,8 @@ pub mod msr {
     pub const TSC_DEADLINE: u32 = 0x6e0;
     /// First of the x2APIC registers.
     pub const X2APIC: u32 = 0x800;
+    /// VM_CR, on CPUs with SVM. APM 2 15.30.1.
+    pub const VM_CR: u32 = 0xc001_0114;
 }
 
 /// What the host cannot do without.

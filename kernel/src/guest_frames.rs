@@ -11,20 +11,59 @@ use boot::PhysicalRange;
 const HUGE: u64 = 1 << 30;
 const LARGE: u64 = 2 << 20;
 
-/// RAM at each `(guest-physical start, bytes)`. `None` when the host has not that much; nothing is kept then.
+/// RAM at each `(guest-physical start, bytes)`, ascending, in whole pages. Ranges that share a piece of 2 MiB share it in the
+/// host too, so that a hole between them costs no large page elsewhere. `None` when the host has not that much; nothing is
+/// kept then.
 ///
 /// # Panics
-/// If a range is not made of 2 MiB pieces.
+/// If a range is not made of pages, or two overlap.
 pub fn allocate(ranges: &[(u64, u64)]) -> Option<GuestRam> {
-    let mut extents = Vec::new();
+    let mut pieces = Vec::new();
+    let mut done = 0;
     for &(start, bytes) in ranges {
-        assert!((start | bytes).is_multiple_of(LARGE), "guest RAM comes in pieces of 2 MiB");
-        if !take(&mut extents, start, bytes) {
-            extents.iter().for_each(release);
+        assert!((start | bytes).is_multiple_of(4096), "guest RAM is made of pages");
+        let first = done.max(start & !(LARGE - 1));
+        let end = (start + bytes).next_multiple_of(LARGE);
+        if end > first && !take(&mut pieces, first, end - first) {
+            pieces.iter().for_each(release);
             return None;
         }
+        done = done.max(end);
+    }
+    let mut extents = Vec::new();
+    for piece in &pieces {
+        cut(piece, ranges, &mut extents);
     }
     Some(GuestRam::new(extents, release))
+}
+
+/// Appends the parts of `piece` that lie in `ranges`; frees the others.
+fn cut(piece: &Extent, ranges: &[(u64, u64)], extents: &mut Vec<Extent>) {
+    let mut at = piece.gpa;
+    let end = piece.gpa + piece.length;
+    for &(start, bytes) in ranges {
+        let (from, to) = (start.max(at), (start + bytes).min(end));
+        if from >= to {
+            continue;
+        }
+        free_part(piece, at, from);
+        extents.push(part(piece, from, to));
+        at = to;
+    }
+    free_part(piece, at, end);
+}
+
+/// The extent from `from` to `to` of `piece`.
+fn part(piece: &Extent, from: u64, to: u64) -> Extent {
+    let physical = piece.physical + (from - piece.gpa);
+    // SAFETY: a part of an extent that `take` made, which is given up for its parts.
+    unsafe { Extent::new(from, physical, to - from, ram::pointer(physical)) }
+}
+
+fn free_part(piece: &Extent, from: u64, to: u64) {
+    if from < to {
+        release(&part(piece, from, to));
+    }
 }
 
 /// Appends pieces for `bytes` from `start`. False when the host has no more.

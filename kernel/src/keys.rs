@@ -46,9 +46,6 @@ mod tests {
     fn only_what_follows_the_escape_is_a_command() {
         let mut keys = Keys::new();
         let typed: Vec<_> = b"l\x01h\x01a\x01\x01s".iter().filter_map(|&byte| keys.feed(byte)).collect();
-        assert_eq!(
-            typed,
-            [Key::Guest(b'l'), Key::Command(b'h'), Key::Guest(1), Key::Guest(1), Key::Guest(b's')]
-        );
+        assert_eq!(typed, [Key::Guest(b'l'), Key::Command(b'h'), Key::Guest(1), Key::Guest(1), Key::Guest(b's')]);
     }
 }

@@ -6,7 +6,7 @@
 //! | pure | acts on |
 //! |---|---|
 //! | [`memory_map`], [`frames`], [`paging`] | `ram`, `address_space`, `stacks`, `heap` |
-//! | [`time`], [`calibrate`], [`alarms`] | `clock`, `references`, `apic` |
+//! | [`time`], [`calibrate`], [`alarms`], [`wall`] | `clock`, `references`, `apic`, `rtc` |
 //! | [`run_queue`] | `scheduler`, `percpu` |
 //! | [`queue`], [`keys`], [`guest_ram`] | `console`, `arena` |
 //! | [`acpi`], [`options`], [`ring`] | `firmware`, `ioapic`, `pic`, `serial`, `journal`, `panic`, `shutdown` |
@@ -33,6 +33,7 @@ pub mod queue;
 pub mod ring;
 pub mod run_queue;
 pub mod time;
+pub mod wall;
 
 /// The modules that act on the hardware.
 macro_rules! bare_metal {
@@ -46,6 +47,7 @@ bare_metal!(
     clock,
     console,
     cpu,
+    detect,
     firmware,
     gdt,
     guest_frames,
@@ -58,6 +60,7 @@ bare_metal!(
     pic,
     ram,
     references,
+    rtc,
     scheduler,
     self_test,
     serial,

@@ -11,7 +11,7 @@ use crate::layout::STACK_SIZE;
 use crate::options::Options;
 use crate::shutdown::{self, Outcome};
 use crate::{
-    address_space, apic, clock, console, cpu, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, self_test, serial,
+    address_space, apic, clock, console, cpu, detect, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, rtc, self_test, serial,
     stacks,
 };
 use boot::{BootError, BootInfo, Module};
@@ -97,10 +97,17 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
         log::warn!("no serial port COM1: the guest's console goes nowhere");
     }
 
+    match rtc::seconds_since_1970(platform.century) {
+        Some(seconds) => info!("real-time clock: {seconds} s since 1970"),
+        None => log::warn!("the real-time clock shows no time"),
+    }
+
     let options = Options::parse(&boot.command_line).unwrap_or_else(|error| refuse(error));
     if options.self_test {
         self_test::run();
     }
+    let virtualization = detect::detect().unwrap_or_else(|refusal| refuse(refusal));
+    detect::report(&virtualization);
     shutdown::end(Outcome::PoweredOff)
 }
 
