@@ -20,6 +20,7 @@ pub mod acpi_pm;
 pub mod debug_exit;
 pub mod debugcon;
 pub mod hpet;
+pub mod i8042;
 pub mod ioapic;
 pub mod lapic;
 pub mod pci;
