@@ -25,6 +25,7 @@ pub mod ioapic;
 pub mod lapic;
 pub mod pci;
 pub mod pic;
+pub mod pit;
 pub mod rtc;
 pub mod uart;
 
