@@ -74,6 +74,15 @@ impl From<OutOfFrames> for CreateError {
     }
 }
 
+/// Guest-visible instructions that depend on a backend's controls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestFeatures {
+    /// RDTSCP and RDPID run in the guest, with TSC_AUX switched.
+    pub rdtscp: bool,
+    /// INVPCID runs in the guest.
+    pub invpcid: bool,
+}
+
 /// One vendor's hardware virtualization on this host, found usable. Shared by all host CPUs.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// Its vCPUs.
@@ -89,6 +98,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// # Errors
     /// The CPU refuses, for example because firmware locked it off.
     fn enable(&self, frames: &Arc<dyn FrameSource>) -> Result<(), CreateError>;
+
+    /// What guests can execute of what the processor has.
+    fn guest_features(&self) -> GuestFeatures;
 
     /// Empty second-level tables for a new VM.
     fn second_level(&self, frames: &Arc<dyn FrameSource>) -> Result<Self::SecondLevel, CreateError>;

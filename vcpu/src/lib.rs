@@ -24,7 +24,7 @@ pub use arch::{
     ArchState, CodeSize, DescriptorTable, Gpr, Gprs, Segment, SegmentAttributes, SegmentName, SystemMsr, SystemMsrs,
     cr0, cr4, efer, rflags,
 };
-pub use backend::{ApicBinding, Backend, CreateError, FrameSource, Hpa, OutOfFrames, VcpuConfig};
+pub use backend::{ApicBinding, Backend, CreateError, FrameSource, GuestFeatures, Hpa, OutOfFrames, VcpuConfig};
 pub use contract::{InterruptDelivery, Vcpu, Window};
 pub use event::{Event, Exception, Merged, SoftwareKind, merge};
 pub use exit::{
