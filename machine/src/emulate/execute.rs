@@ -116,9 +116,9 @@ impl<'a, C: Context> Execution<'a, C> {
             Operation::Count(operation) => {
                 let source = self.value(decoded, decoded.second)?;
                 let (value, flags) = arithmetic::count(operation, decoded.width, source);
-                // BSF and BSR of zero leave the register, but for the upper half of a doubleword.
-                let value = value.unwrap_or_else(|| self.register_or_immediate(decoded, decoded.first));
-                self.set_register(decoded.first, decoded.width, value);
+                if let Some(value) = value {
+                    self.set_register(decoded.first, decoded.width, value);
+                }
                 self.set_flags(&flags);
             }
             Operation::TableLookup => {
@@ -294,7 +294,7 @@ impl<'a, C: Context> Execution<'a, C> {
         }
         let place = self.locate(linear, decoded.memory_bytes, AccessKind::Write, Operands::Only)?;
         let old = if half == Width::Qword {
-            if self.is_ram(&place) {
+            if decoded.locked && self.is_ram(&place) {
                 return Err(Stop::Refused(Reason::SplitLock(memory::Gpa(linear))));
             }
             let mut bytes = [0; 16];
