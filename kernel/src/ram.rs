@@ -9,6 +9,7 @@ use crate::layout::DIRECT_MAP;
 use crate::lock::Lock;
 use crate::memory_map;
 use boot::{BootInfo, MemoryKind, PhysicalRange};
+use core::arch::asm;
 use core::ptr::NonNull;
 
 /// The host's frames, with their bookkeeping in the direct map.
@@ -78,8 +79,13 @@ pub fn free(range: PhysicalRange) {
 
 /// Clears frames that the caller owns.
 pub fn zero(range: PhysicalRange) {
+    let start = pointer(range.start).as_ptr();
+    let words = range.length() / 8;
+    // A string store is what CPUs and emulators are quickest at; gigabytes are cleared by this.
     // SAFETY: only allocated frames are handed to this, and the direct map has all of them writable.
-    unsafe { pointer(range.start).as_ptr().write_bytes(0, range.length() as usize) };
+    unsafe {
+        asm!("rep stosq", inout("rcx") words => _, inout("rdi") start => _, in("rax") 0, options(nostack, preserves_flags));
+    }
 }
 
 /// Where the direct map shows physical `address`. Good for allocated frames and what the loader left; elsewhere a use of

@@ -5,7 +5,7 @@
 use crate::lock::Lock;
 use core::sync::atomic::{AtomicBool, Ordering};
 use uart_16550::backend::PioBackend;
-use uart_16550::spec::registers::FifoTriggerLevel;
+use uart_16550::spec::registers::{FifoTriggerLevel, LSR};
 use uart_16550::{BaudRate, Config, Uart16550};
 
 /// A 16550 at an I/O port.
@@ -69,6 +69,20 @@ pub fn write_log_urgently(text: &[u8]) {
     // SAFETY: whoever holds the port will not go on; it was set up before.
     if let Ok(mut port) = unsafe { Port::new_port(base) } {
         write(&mut port, text);
+    }
+}
+
+/// Waits until both ports have sent everything, if they move at all: before the machine is switched off.
+pub fn drain() {
+    for port in [&CONSOLE, &LOG] {
+        if let Some(mut port) = port.try_lock()
+            && let Some(port) = port.as_mut()
+        {
+            let mut waited = 0;
+            while !port.lsr().contains(LSR::TRANSMITTER_EMPTY) && waited < PATIENCE {
+                waited += 1;
+            }
+        }
     }
 }
 

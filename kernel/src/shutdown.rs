@@ -33,11 +33,13 @@ const BOCHS_SHUTDOWN: u16 = 0x8900;
 pub fn end(outcome: Outcome) -> ! {
     // Panics come here too, with locks held by nobody who goes on.
     let _ = writeln!(Urgent, "ENDED {:#x}", outcome as u16);
-    // SAFETY: nothing is left to be disturbed on this host.
-    unsafe { PortWriteOnly::new(DEBUG_EXIT).write(outcome as u16) };
+    crate::serial::drain();
+    // Bochs first: at the other port it has a VGA BIOS that panics.
     for letter in *b"Shutdown" {
-        // SAFETY: as above.
+        // SAFETY: nothing is left to be disturbed on this host.
         unsafe { PortWriteOnly::new(BOCHS_SHUTDOWN).write(letter) };
     }
+    // SAFETY: as above.
+    unsafe { PortWriteOnly::new(DEBUG_EXIT).write(outcome as u16) };
     cpu::halt_forever()
 }
