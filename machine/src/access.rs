@@ -5,8 +5,8 @@ use crate::emulate::{self, Context, Emulator, Exiting, Outcome};
 use crate::processor::Processor;
 use crate::run::Handled;
 use crate::stop::Stop;
-use memory::{Gpa, GuestMemory};
-use vcpu::{AccessKind, Exception, Length, MemoryAccess, NeedsLength, PortRead, PortString, PortWrite, Resume, Vcpu};
+use memory::GuestMemory;
+use vcpu::{AccessKind, Length, MemoryAccess, NeedsLength, PortRead, PortString, PortWrite, Resume, Vcpu};
 
 impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
     /// The emulator, and what it works on.
@@ -22,6 +22,11 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
             number: core.number,
         };
         (&mut core.emulator, context)
+    }
+
+    /// The bytes at RIP and how many there are, for a report.
+    pub(crate) fn current_instruction(&mut self) -> ([u8; 15], u8) {
+        Emulator::current_bytes(&self.emulation().1)
     }
 
     pub(crate) fn port_read(&mut self, request: PortRead) -> Handled {

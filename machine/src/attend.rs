@@ -30,6 +30,9 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         {
             return Some(Outcome::Power(event));
         }
+        if posts.contains(Post::DEVICES) {
+            self.core.machine.console_has_input();
+        }
         let until = self.expire();
         if posts.contains(Post::INIT) {
             self.init();
@@ -48,8 +51,8 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         if self.core.activity == Activity::Halted {
             return Some(Outcome::Blocked { until });
         }
-        if until != self.core.armed {
-            self.core.armed = until;
+        if self.core.armed != Some(until) {
+            self.core.armed = Some(until);
             let limit = self.core.host.set_alarm(until);
             self.vcpu.set_run_limit(limit);
         }

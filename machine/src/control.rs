@@ -29,8 +29,17 @@ impl ControlPolicy {
         let ecx = |leaf, bit: u32| cpuid.has(leaf, |answer| answer.ecx, 1 << bit);
         let edx = |leaf, bit: u32| cpuid.has(leaf, |answer| answer.edx, 1 << bit);
         let ebx = |leaf, bit: u32| cpuid.has(leaf, |answer| answer.ebx, 1 << bit);
-        let mut cr4_allowed = cr4::VME | cr4::PVI | cr4::TSD | cr4::DE | cr4::PSE | cr4::PAE | cr4::MCE | cr4::PGE
-            | cr4::PCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+        let mut cr4_allowed = cr4::VME
+            | cr4::PVI
+            | cr4::TSD
+            | cr4::DE
+            | cr4::PSE
+            | cr4::PAE
+            | cr4::MCE
+            | cr4::PGE
+            | cr4::PCE
+            | cr4::OSFXSR
+            | cr4::OSXMMEXCPT;
         for (there, bit) in [
             (ecx(1, 17), cr4::PCIDE),
             (ecx(1, 26), cr4::OSXSAVE),
@@ -44,33 +53,26 @@ impl ControlPolicy {
             }
         }
         let mut efer_allowed = 0;
-        for (there, bits) in
-            [(edx(0x8000_0001, 11), efer::SCE), (edx(0x8000_0001, 29), efer::LME | efer::LMA), (edx(0x8000_0001, 20), efer::NXE)]
-        {
+        for (there, bits) in [
+            (edx(0x8000_0001, 11), efer::SCE),
+            (edx(0x8000_0001, 29), efer::LME | efer::LMA),
+            (edx(0x8000_0001, 20), efer::NXE),
+        ] {
             if there {
                 efer_allowed |= bits;
             }
         }
-        let xcr0_allowed =
-            if ecx(1, 26) { u64::from(cpuid.answer(0xd, 0, &IDLE).eax) & XCR0_SUPPORTED } else { 0 };
-        ControlPolicy {
-            cr4_allowed,
-            efer_allowed,
-            xcr0_allowed,
-            physical_address_bits: cpuid.physical_address_bits(),
-        }
+        let xcr0_allowed = if ecx(1, 26) { u64::from(cpuid.answer(0xd, 0, &IDLE).eax) & XCR0_SUPPORTED } else { 0 };
+        ControlPolicy { cr4_allowed, efer_allowed, xcr0_allowed, physical_address_bits: cpuid.physical_address_bits() }
     }
 
     /// CR0 as it will be after a write of `value` while the other registers are as given.
     pub fn cr0(&self, value: u64, current: &Current) -> Result<u64, Refused> {
-        const DEFINED: u64 = cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW
-            | cr0::CD | cr0::PG;
+        const DEFINED: u64 =
+            cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
         let value = value | cr0::ET;
         let paging = value & cr0::PG != 0;
-        if value >> 32 != 0
-            || paging && value & cr0::PE == 0
-            || value & cr0::NW != 0 && value & cr0::CD == 0
-        {
+        if value >> 32 != 0 || paging && value & cr0::PE == 0 || value & cr0::NW != 0 && value & cr0::CD == 0 {
             return Err(Refused);
         }
         let starts = paging && current.cr0 & cr0::PG == 0;
@@ -121,10 +123,7 @@ impl ControlPolicy {
         const X87: u64 = 1 << 0;
         const SSE: u64 = 1 << 1;
         const AVX: u64 = 1 << 2;
-        if register != 0
-            || value & X87 == 0
-            || value & !self.xcr0_allowed != 0
-            || value & AVX != 0 && value & SSE == 0
+        if register != 0 || value & X87 == 0 || value & !self.xcr0_allowed != 0 || value & AVX != 0 && value & SSE == 0
         {
             return Err(Refused);
         }

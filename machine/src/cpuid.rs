@@ -48,8 +48,19 @@ mod mask {
     /// More than one logical processor in the package.
     pub const HTT: u32 = 1 << 28;
     /// Leaf 7 EBX: FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
-    pub const LEAF7_EBX: u32 =
-        1 << 0 | 1 << 3 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24 | 1 << 29;
+    pub const LEAF7_EBX: u32 = 1 << 0
+        | 1 << 3
+        | 1 << 5
+        | 1 << 7
+        | 1 << 8
+        | 1 << 9
+        | 1 << 10
+        | 1 << 18
+        | 1 << 19
+        | 1 << 20
+        | 1 << 23
+        | 1 << 24
+        | 1 << 29;
     /// IA32_TSC_ADJUST is emulated whatever the host has.
     pub const TSC_ADJUST: u32 = 1 << 1;
     /// INVPCID.
@@ -318,7 +329,8 @@ impl Builder<'_> {
         const CORE: u32 = 2 << 8;
         let edx = self.topology.apic_id;
         self.add(leaf, 0, CpuidAnswer { eax: 0, ebx: 1, ecx: SMT, edx });
-        let cores = CpuidAnswer { eax: self.topology.core_bits(), ebx: self.topology.vcpus & 0xffff, ecx: 1 | CORE, edx };
+        let cores =
+            CpuidAnswer { eax: self.topology.core_bits(), ebx: self.topology.vcpus & 0xffff, ecx: 1 | CORE, edx };
         self.add(leaf, 1, cores);
     }
 
@@ -403,7 +415,12 @@ mod tests {
     const RUNNING: Dynamic = Dynamic { cr4: 0, xcr0: 1, apic_enabled: true };
 
     fn table(vcpus: u32, apic_id: u32) -> CpuidTable {
-        CpuidTable::new(&epyc, ALLOWED, Topology { apic_id, vcpus }, &[(0x4000_0000, CpuidAnswer { eax: 0x4000_0006, ..Default::default() })])
+        CpuidTable::new(
+            &epyc,
+            ALLOWED,
+            Topology { apic_id, vcpus },
+            &[(0x4000_0000, CpuidAnswer { eax: 0x4000_0006, ..Default::default() })],
+        )
     }
 
     #[test]

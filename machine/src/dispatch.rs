@@ -11,7 +11,8 @@ use crate::run::Handled;
 use crate::stop::Stop;
 use memory::GuestMemory;
 use vcpu::{
-    ApicWrite, Cpuid, EoiInduced, Exception, ExceptionExit, Exit, Gpr, Hypercall, Instruction, Length, RawExit, Resume, Vcpu,
+    ApicWrite, Cpuid, EoiInduced, Exception, ExceptionExit, Exit, Gpr, Hypercall, Instruction, Length, RawExit, Resume,
+    Vcpu,
 };
 
 impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
@@ -106,7 +107,9 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
     }
 
     fn apic_write(&mut self, request: ApicWrite) -> Handled {
-        self.core.apic.registers_written(request.offset.into());
+        let register = usize::from(request.offset);
+        let value = self.core.apic.port().page().load(register);
+        self.core.apic.write32(register, value);
         self.core.attention = true;
         Ok(Resume::enter())
     }

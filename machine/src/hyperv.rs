@@ -118,11 +118,18 @@ pub struct Partition {
 }
 
 /// State of one virtual processor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VirtualProcessor {
     /// Its index, unique in the partition.
     pub index: u32,
     assist_page: u64,
+}
+
+impl VirtualProcessor {
+    /// A virtual processor after reset.
+    pub const fn new(index: u32) -> VirtualProcessor {
+        VirtualProcessor { index, assist_page: 0 }
+    }
 }
 
 /// Moments that an access may need.
@@ -291,7 +298,7 @@ mod tests {
     const NOW: Moment = Moment { tsc: 25_000_000_000 };
 
     fn setup() -> (Partition, VirtualProcessor, SparseMemory) {
-        (Partition::new(CONFIG), VirtualProcessor::default(), SparseMemory::new(&[(0, 0x10000)]))
+        (Partition::new(CONFIG), VirtualProcessor::new(0), SparseMemory::new(&[(0, 0x10000)]))
     }
 
     #[test]
@@ -341,7 +348,9 @@ mod tests {
     #[test]
     fn read_only_and_unknown_registers_refuse() {
         let (mut partition, mut vp, ram) = setup();
-        for register in [msr::VP_INDEX, msr::TIME_REF_COUNT, msr::TSC_FREQUENCY, msr::APIC_FREQUENCY, 0x4000_0080, 0x4000_00b0] {
+        for register in
+            [msr::VP_INDEX, msr::TIME_REF_COUNT, msr::TSC_FREQUENCY, msr::APIC_FREQUENCY, 0x4000_0080, 0x4000_00b0]
+        {
             assert_eq!(partition.write(register, 0, &mut vp, &ram, VMMCALL), Err(Refused), "{register:#x}");
         }
         assert_eq!(partition.read(0x4000_0080, &vp, NOW), Err(Refused));

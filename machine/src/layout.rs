@@ -2,6 +2,8 @@
 //!
 //! Source: QEMU `hw/i386/pc_q35.c` and the datasheets (82G33 MCH 316966, ICH9 316972) for the register addresses.
 
+use arrayvec::ArrayVec;
+
 /// Where RAM below 4 GiB ends at the latest: ECAM and the PCI hole follow.
 pub const LOW_RAM_LIMIT: u64 = 0x8000_0000;
 /// Where RAM continues above 4 GiB.
@@ -64,9 +66,27 @@ pub const fn ram_split(bytes: u64) -> ((u64, u64), Option<(u64, u64)>) {
     }
 }
 
+/// Where the guest has RAM: `(start, bytes)`, ascending. RAM pauses at the legacy video window.
+pub fn ram_ranges(bytes: u64) -> ArrayVec<(u64, u64), 3> {
+    let ((_, low), high) = ram_split(bytes);
+    let mut ranges = ArrayVec::new();
+    ranges.push((0, low.min(VIDEO_WINDOW)));
+    if low > ROM_WINDOW {
+        ranges.push((ROM_WINDOW, low - ROM_WINDOW));
+    }
+    ranges.extend(high);
+    ranges
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ram_pauses_at_the_video_window() {
+        let ranges = ram_ranges(5 << 30);
+        assert_eq!(ranges[..], [(0, 0xa_0000), (0xc_0000, (2 << 30) - 0xc_0000), (4 << 30, 3 << 30)]);
+    }
 
     #[test]
     fn ram_continues_above_4_gib_and_nothing_is_lost() {

@@ -13,3 +13,31 @@ extern crate alloc;
 pub mod emulate;
 pub mod firmware;
 pub mod loader;
+
+mod access;
+mod attend;
+mod context;
+pub mod control;
+pub mod cpuid;
+pub mod direct_boot;
+mod dispatch;
+pub mod hyperv;
+pub mod layout;
+mod machine;
+pub mod msr;
+mod pc;
+mod power;
+mod processor;
+pub mod recorder;
+mod registers;
+pub mod report;
+mod run;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+pub use machine::{HostFacts, Machine, MachineConfig, Services};
+pub use pc::{BuildError, Seat};
+pub use power::PowerLatch;
+pub use processor::{Outcome, Processor, VcpuHost};
+pub use stop::Stop;

@@ -8,6 +8,7 @@ use crate::cpuid::{Allowed, CpuidTable, Topology};
 use crate::emulate::{Emulator, PagingLimits};
 use crate::hyperv::{self, Moment, Partition, Signature, VirtualProcessor};
 use crate::msr::{MsrFile, Refused};
+use crate::pc::Movable;
 use crate::power::PowerLatch;
 use crate::processor::{Activity, Core, Processor, VcpuHost};
 use crate::recorder::Recorder;
@@ -15,7 +16,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use devices::lapic::{ApicBus, ApicFeatures, ApicWires, LocalApic, Role, TscTime};
-use crate::pc::Movable;
 use devices::pci::PciBus;
 use devices::pic::Pic;
 use devices::rtc::WallTime;
@@ -81,8 +81,6 @@ pub struct Machine<M: GuestMemory> {
     pub(crate) devices: Vec<SharedDevice>,
     /// The console UART among them.
     pub(crate) console: SharedDevice,
-    /// The keyboard controller among them.
-    pub(crate) keyboard: SharedDevice,
     pub(crate) partition: Option<Mutex<Partition>>,
     pub(crate) hyperv_config: Option<hyperv::HypervConfig>,
     pub(crate) apics: Arc<ApicBus>,
@@ -173,7 +171,7 @@ impl<M: GuestMemory> Machine<M> {
                 msrs: MsrFile::new(cpuid.physical_address_bits()),
                 cpuid,
                 tsc_adjust: 0,
-                virtual_processor: VirtualProcessor { index: number, ..VirtualProcessor::default() },
+                virtual_processor: VirtualProcessor::new(number),
                 recorder: Recorder::default(),
                 emulator: Emulator::new(),
                 activity: Activity::WaitForStartUp,

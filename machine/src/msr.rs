@@ -230,9 +230,7 @@ impl MsrFile {
             Slot::MtrrFixed64K | Slot::MtrrFixed16K | Slot::MtrrFixed4K => {
                 value.to_le_bytes().into_iter().all(is_memory_type)
             }
-            Slot::MtrrDefault => {
-                value & !(MTRR_ENABLE | MTRR_FIXED_ENABLE | 0xff) == 0 && is_memory_type(value as u8)
-            }
+            Slot::MtrrDefault => value & !(MTRR_ENABLE | MTRR_FIXED_ENABLE | 0xff) == 0 && is_memory_type(value as u8),
             // Software may clear the status; setting a bit raises #GP on AMD, and does nothing useful on Intel.
             Slot::McgStatus => value == 0,
             Slot::AmdConfiguration => true,
@@ -278,9 +276,11 @@ pub fn is_canonical(address: u64) -> bool {
 /// raise #GP(0).
 pub fn is_valid_system(msr: SystemMsr, value: u64) -> bool {
     match msr {
-        SystemMsr::Lstar | SystemMsr::Cstar | SystemMsr::KernelGsBase | SystemMsr::SysenterEsp | SystemMsr::SysenterEip => {
-            is_canonical(value)
-        }
+        SystemMsr::Lstar
+        | SystemMsr::Cstar
+        | SystemMsr::KernelGsBase
+        | SystemMsr::SysenterEsp
+        | SystemMsr::SysenterEip => is_canonical(value),
         SystemMsr::Sfmask | SystemMsr::TscAux => value >> 32 == 0,
         SystemMsr::Pat => is_valid_pat(value),
         SystemMsr::Star | SystemMsr::SysenterCs => true,

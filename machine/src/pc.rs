@@ -13,12 +13,12 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use devices::acpi_pm::{AcpiMode, AcpiPm, TimerWidth};
 use devices::debug_exit::DebugExit;
 use devices::debugcon::DebugConsole;
-use devices::hpet::Hpet;
-use devices::i8042::I8042;
+use devices::hpet::{Hpet, HpetWires};
 use devices::ioapic::IoApic;
 use devices::lapic::{ApicBus, ApicPort, TIMER_HERTZ};
 use devices::pci::{
-    AddressSpace, BarChange, ChipsetConfiguration, ConfigPorts, DevFn, Ecam, IntxRouter, Lpc, Mch, PciBus, SetUp, WindowId,
+    AddressSpace, BarChange, ChipsetConfiguration, ConfigPorts, DevFn, Ecam, IntxRouter, Lpc, Mch, PciBus, SetUp,
+    WindowId,
 };
 use devices::pic::Pic;
 use devices::pit::Pit;
@@ -91,14 +91,14 @@ impl IrqLine for Intr {
 struct IsaLine {
     pic: Arc<Mutex<Pic>>,
     irq: u8,
-    ioapic: Arc<IoApic>,
+    ioapic: Arc<Mutex<IoApic>>,
     pin: u32,
 }
 
 impl IrqLine for IsaLine {
     fn set(&self, asserted: bool) {
         self.pic.lock().set_irq(self.irq, asserted);
-        self.ioapic.set_pin(self.pin, asserted);
+        self.ioapic.lock().set_pin(self.pin, asserted);
     }
 }
 
@@ -116,20 +116,59 @@ impl IrqLine for PicLine {
 
 /// A pin of the IOAPIC alone: PCI interrupts in APIC mode, HPET timers.
 struct GsiLine {
-    ioapic: Arc<IoApic>,
+    ioapic: Arc<Mutex<IoApic>>,
     pin: u32,
 }
 
 impl IrqLine for GsiLine {
     fn set(&self, asserted: bool) {
-        self.ioapic.set_pin(self.pin, asserted);
+        self.ioapic.lock().set_pin(self.pin, asserted);
+    }
+}
+
+/// The IOAPIC as the local APICs' EOI broadcasts reach it.
+struct IoApicEoi(Arc<Mutex<IoApic>>);
+
+impl EoiSink for IoApicEoi {
+    fn eoi(&self, vector: u8) {
+        self.0.lock().end_of_interrupt(vector);
+    }
+}
+
+/// The HPET's legacy replacement: while it is on, the 8254 and the real-time clock are cut off from their wires.
+#[derive(Default)]
+struct LegacyRoute(Arc<AtomicBool>);
+
+impl LegacyRoute {
+    /// `line`, for a device that is cut off by this route.
+    fn gate(&self, line: Arc<dyn IrqLine>) -> Arc<dyn IrqLine> {
+        Arc::new(Gated { line, is_cut: self.0.clone() })
+    }
+}
+
+impl IrqLine for LegacyRoute {
+    fn set(&self, asserted: bool) {
+        self.0.store(asserted, Ordering::Release);
+    }
+}
+
+struct Gated {
+    line: Arc<dyn IrqLine>,
+    is_cut: Arc<AtomicBool>,
+}
+
+impl IrqLine for Gated {
+    fn set(&self, asserted: bool) {
+        if !self.is_cut.load(Ordering::Acquire) {
+            self.line.set(asserted);
+        }
     }
 }
 
 /// Interrupt controllers and who drives their pins.
 struct Board {
     pic: Arc<Mutex<Pic>>,
-    ioapic: Arc<IoApic>,
+    ioapic: Arc<Mutex<IoApic>>,
 }
 
 impl Board {
@@ -170,7 +209,12 @@ impl Buses {
         slot
     }
 
-    fn at_ports(&mut self, name: &'static str, slot: &SharedDevice, ranges: &[(u16, u64, u64)]) -> Result<(), BuildError> {
+    fn at_ports(
+        &mut self,
+        name: &'static str,
+        slot: &SharedDevice,
+        ranges: &[(u16, u64, u64)],
+    ) -> Result<(), BuildError> {
         for &(first, count, offset) in ranges {
             let claimed = self.ports.claim(first.into(), count, slot, offset);
             claimed.map_err(|error| BuildError::Claim(name, error))?;
@@ -216,47 +260,38 @@ impl<M: GuestMemory> Machine<M> {
         let external = Arc::new(AtomicBool::new(false));
         let intr = Arc::new(Intr { level: external.clone(), lint0: apics.lint0() });
         let pic = Arc::new(Mutex::new(Pic::new(intr)));
-        let ioapic = IoApic::new(apics.clone());
+        let ioapic = Arc::new(Mutex::new(IoApic::new(apics.clone())));
         let board = Board { pic: pic.clone(), ioapic: ioapic.clone() };
         let clock = services.clock.clone();
 
         let mut buses = Buses { ports: Bus::ports(), memory: Bus::memory(), devices: Vec::new() };
         let slot = shared(&mut buses, &pic);
         buses.at_ports("8259 pair", &slot, &[(0x20, 2, 0), (0xa0, 2, 2), (0x4d0, 2, 4)])?;
-        let slot = buses.own(IoApicRegisters(ioapic.clone()));
+        let slot = shared(&mut buses, &ioapic);
         buses.at_memory("IOAPIC", &slot, layout::IOAPIC_BASE, layout::IOAPIC_SIZE)?;
 
-        let legacy = LegacyRoute::new();
+        let legacy = Arc::new(LegacyRoute::default());
         let timer_line = legacy.gate(board.isa(0));
         let rtc_line = legacy.gate(board.isa(gsi::RTC as u8));
         let pit = buses.own(Pit::new(clock.clone(), timer_line));
         buses.at_ports("8254", &pit, &[(0x40, 4, 0), (0x61, 1, 4)])?;
         let ((_, low), high) = layout::ram_split(config.memory);
-        let installed = Installed {
-            ram_below_4g: low,
-            ram_above_4g: high.map_or(0, |(_, bytes)| bytes),
-            processors: config.vcpus,
-        };
+        let installed =
+            Installed { ram_below_4g: low, ram_above_4g: high.map_or(0, |(_, bytes)| bytes), processors: config.vcpus };
         let rtc = buses.own(Rtc::new(clock.clone(), rtc_line, config.wall_time, installed));
         buses.at_ports("real-time clock", &rtc, &[(0x70, Rtc::PORTS, 0)])?;
-        let hpet = buses.own(Hpet::new(
-            clock.clone(),
-            core::array::from_fn(|pin| board.gsi(pin as u32)),
-            board.isa(0),
-            board.isa(gsi::RTC as u8),
+        let wires = HpetWires {
+            pins: core::array::from_fn(|pin| board.gsi(pin as u32)),
+            legacy_irqs: [board.isa(0), board.isa(gsi::RTC as u8)],
             legacy,
-            apics.clone(),
-        ));
+            messages: None,
+        };
+        let hpet = buses.own(Hpet::new(clock.clone(), wires));
         buses.at_memory("HPET", &hpet, layout::HPET_BASE, layout::HPET_SIZE)?;
 
         let (output, input) = (services.console_output.clone(), services.console_input.clone());
         let console = buses.own(Uart::new(board.isa(gsi::COM1 as u8), output, input));
         buses.at_ports("serial port", &console, &[(layout::COM1, Uart::PORTS, 0)])?;
-        let keyboard = I8042::new(board.isa(gsi::KEYBOARD as u8), board.isa(gsi::MOUSE as u8), power.clone());
-        let keyboard = buses.own(keyboard);
-        buses.at_ports("keyboard controller", &keyboard, &[(0x60, 1, 0), (0x64, 1, 4)])?;
-        let fast_a20 = buses.own(Port92::new(power.clone()));
-        buses.at_ports("port 92h", &fast_a20, &[(0x92, 1, 0)])?;
         let debug = buses.own(DebugConsole::new(services.debug_output.clone()));
         buses.at_ports("debug console", &debug, &[(layout::DEBUG_CONSOLE, 1, 0)])?;
         if config.debug_exit {
@@ -311,11 +346,10 @@ impl<M: GuestMemory> Machine<M> {
             memory: RwLock::new(buses.memory),
             devices: buses.devices,
             console,
-            keyboard,
             partition: hyperv_config.map(|config| Mutex::new(Partition::new(config))),
             hyperv_config,
             apics,
-            eoi: ioapic,
+            eoi: Arc::new(IoApicEoi(ioapic)),
             mailboxes,
             services,
             pci,
@@ -338,7 +372,9 @@ impl<M: GuestMemory> Machine<M> {
                 BarChange::Mapped { at, id, window } => (at, id, window, true),
                 BarChange::Unmapped { at, id, window } => (at, id, window, false),
             };
-            let Some(movable) = self.movable.iter().find(|movable| movable.at == at && movable.id == id) else { return };
+            let Some(movable) = self.movable.iter().find(|movable| movable.at == at && movable.id == id) else {
+                return;
+            };
             let bus = match window.space {
                 AddressSpace::Io => &mut *ports,
                 AddressSpace::Memory => &mut *memory,

@@ -4,13 +4,13 @@
 //! run loop came back), [`VcpuHost`] (what it needs of the host). The loop itself is in [`crate::run`], the handlers are
 //! in [`crate::dispatch`], what is pending is delivered in [`crate::attend`].
 
+use crate::Machine;
 use crate::cpuid::{CpuidTable, Dynamic};
 use crate::emulate::Emulator;
 use crate::hyperv::VirtualProcessor;
 use crate::msr::MsrFile;
 use crate::recorder::Recorder;
 use crate::stop::Stop;
-use crate::Machine;
 use alloc::sync::Arc;
 use devices::lapic::{ApicMode, LocalApic};
 use devices::{Nanos, PowerEvent};
@@ -84,7 +84,8 @@ pub struct Core<M: GuestMemory> {
     pub(crate) nmis: u8,
     /// [`crate::attend`] has to look before the next entry.
     pub(crate) attention: bool,
-    pub(crate) armed: Option<Nanos>,
+    /// What the host was last asked for; `None` if that has to be asked anew.
+    pub(crate) armed: Option<Option<Nanos>>,
 }
 
 impl<M: GuestMemory> Core<M> {
@@ -118,7 +119,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         }
         core.msrs = MsrFile::new(core.cpuid.physical_address_bits());
         core.msrs.set_as_firmware_does(crate::layout::LOW_RAM_LIMIT);
-        core.virtual_processor = VirtualProcessor { index: core.number, ..VirtualProcessor::default() };
+        core.virtual_processor = VirtualProcessor::new(core.number);
         core.activity = if core.number == 0 { Activity::Running } else { Activity::WaitForStartUp };
         core.nmis = 0;
         core.attention = true;

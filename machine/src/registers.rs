@@ -9,7 +9,8 @@ use crate::run::Handled;
 use devices::lapic::ApicMode;
 use memory::GuestMemory;
 use vcpu::{
-    ControlRegister, ControlWrite, Exception, Length, MsrRead, MsrWrite, SegmentName, SystemMsr, Vcpu, Xsetbv, cr4, efer,
+    ControlRegister, ControlWrite, Exception, Length, MsrRead, MsrWrite, SegmentName, SystemMsr, Vcpu, Xsetbv, cr4,
+    efer,
 };
 
 /// VMCALL.

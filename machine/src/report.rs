@@ -34,9 +34,10 @@ impl Report {
             Stop::Instruction { unsupported, .. } => {
                 let code_size = processor.vcpu.code_size();
                 let count = usize::from(unsupported.count);
-                unsupported.bytes.get(..count).map_or_else(String::new, |bytes| {
-                    emulate::disassemble(code_size, processor.vcpu.rip(), bytes)
-                })
+                unsupported
+                    .bytes
+                    .get(..count)
+                    .map_or_else(String::new, |bytes| emulate::disassemble(code_size, processor.vcpu.rip(), bytes))
             }
             _ => processor.disassemble_current(),
         };

@@ -13,6 +13,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
     /// Runs the guest until there is something for the scheduler to do. The vCPU must be resident on this CPU.
     pub fn run(&mut self) -> Outcome {
         self.core.attention = true;
+        self.core.armed = None;
         loop {
             if (self.core.attention || !self.core.mailbox.is_empty())
                 && let Some(outcome) = self.attend()
