@@ -58,13 +58,13 @@ impl Board {
         }
         bytes
     }
-    fn to_keyboard(&mut self, bytes: &[u8]) -> Vec<u8> {
+    fn ask_keyboard(&mut self, bytes: &[u8]) -> Vec<u8> {
         for byte in bytes {
             self.write(*byte);
         }
         self.drain()
     }
-    fn to_mouse(&mut self, bytes: &[u8]) -> Vec<u8> {
+    fn ask_mouse(&mut self, bytes: &[u8]) -> Vec<u8> {
         for byte in bytes {
             self.command(0xd4);
             self.write(*byte);
@@ -145,40 +145,40 @@ fn pause_and_print_screen_have_their_sequences() {
 #[test]
 fn the_keyboard_can_send_set_1_by_itself() {
     let mut board = Board::untranslated();
-    assert_eq!(board.to_keyboard(&[0xf0, 0x00]), [ACK, ACK, 2]);
-    assert_eq!(board.to_keyboard(&[0xf0, 0x01]), [ACK, ACK]);
+    assert_eq!(board.ask_keyboard(&[0xf0, 0x00]), [ACK, ACK, 2]);
+    assert_eq!(board.ask_keyboard(&[0xf0, 0x01]), [ACK, ACK]);
     board.controller.key(KeyCode::ControlRight, KeyState::Released);
     assert_eq!(board.drain(), [0xe0, 0x9d]);
-    assert_eq!(board.to_keyboard(&[0xf0, 0x03]), [ACK, 0xfe], "set 3 is refused");
+    assert_eq!(board.ask_keyboard(&[0xf0, 0x03]), [ACK, 0xfe], "set 3 is refused");
 }
 
 #[test]
 fn keyboard_commands_are_answered() {
     let mut board = Board::untranslated();
-    assert_eq!(board.to_keyboard(&[0xff]), [ACK, 0xaa]);
-    assert_eq!(board.to_keyboard(&[0xf2]), [ACK, 0xab, 0x83]);
-    assert_eq!(board.to_keyboard(&[0xee]), [0xee]);
-    assert_eq!(board.to_keyboard(&[0xed, 0x06]), [ACK, ACK]);
+    assert_eq!(board.ask_keyboard(&[0xff]), [ACK, 0xaa]);
+    assert_eq!(board.ask_keyboard(&[0xf2]), [ACK, 0xab, 0x83]);
+    assert_eq!(board.ask_keyboard(&[0xee]), [0xee]);
+    assert_eq!(board.ask_keyboard(&[0xed, 0x06]), [ACK, ACK]);
     assert_eq!(board.controller.leds(), Leds::NUM_LOCK | Leds::CAPS_LOCK);
-    assert_eq!(board.to_keyboard(&[0xf3, 0x20]), [ACK, ACK]);
-    assert_eq!(board.to_keyboard(&[0xfe]), [ACK], "the last byte again");
-    assert_eq!(board.to_keyboard(&[0x05]), [0xfe], "unknown");
-    assert_eq!(board.to_keyboard(&[0xed, 0xf4]), [ACK, ACK], "a command instead of the parameter");
+    assert_eq!(board.ask_keyboard(&[0xf3, 0x20]), [ACK, ACK]);
+    assert_eq!(board.ask_keyboard(&[0xfe]), [ACK], "the last byte again");
+    assert_eq!(board.ask_keyboard(&[0x05]), [0xfe], "unknown");
+    assert_eq!(board.ask_keyboard(&[0xed, 0xf4]), [ACK, ACK], "a command instead of the parameter");
 }
 
 #[test]
 fn translation_spares_answers_but_not_the_identity() {
     let mut board = Board::new();
-    assert_eq!(board.to_keyboard(&[0xf2]), [ACK, 0xab, 0x41]);
+    assert_eq!(board.ask_keyboard(&[0xf2]), [ACK, 0xab, 0x41]);
 }
 
 #[test]
 fn a_keyboard_that_does_not_scan_loses_its_keys() {
     let mut board = Board::untranslated();
-    board.to_keyboard(&[0xf5]);
+    board.ask_keyboard(&[0xf5]);
     assert!(!board.controller.key(KeyCode::Q, KeyState::Pressed));
     assert_eq!(board.drain(), []);
-    board.to_keyboard(&[0xf4]);
+    board.ask_keyboard(&[0xf4]);
     assert!(board.controller.key(KeyCode::Q, KeyState::Pressed));
     assert_eq!(board.drain(), [0x15]);
 }
@@ -192,7 +192,7 @@ fn a_disabled_interface_holds_its_bytes_back_and_writing_enables_it() {
     board.command(0xae);
     assert_eq!(board.drain(), [0x15]);
     board.command(0xad);
-    assert_eq!(board.to_keyboard(&[0xee]), [0xee]);
+    assert_eq!(board.ask_keyboard(&[0xee]), [0xee]);
 }
 
 #[test]
@@ -240,11 +240,11 @@ fn mouse_commands_are_answered_on_irq12() {
     assert!(board.aux.is_high());
     assert_eq!(board.status() & AUX_OBF, AUX_OBF);
     assert_eq!(board.drain(), [ACK, 0xaa, 0x00]);
-    assert_eq!(board.to_mouse(&[0xf2]), [ACK, 0x00]);
-    assert_eq!(board.to_mouse(&[0xe8, 0x03, 0xf3, 0x50, 0xe7]), [ACK; 5]);
-    assert_eq!(board.to_mouse(&[0xe9]), [ACK, 0x10, 0x03, 0x50]);
-    assert_eq!(board.to_mouse(&[0xe1]), [0xfe], "unknown");
-    assert_eq!(board.to_mouse(&[0xee, 0x12, 0xec]), [ACK, 0x12, ACK], "wrap mode");
+    assert_eq!(board.ask_mouse(&[0xf2]), [ACK, 0x00]);
+    assert_eq!(board.ask_mouse(&[0xe8, 0x03, 0xf3, 0x50, 0xe7]), [ACK; 5]);
+    assert_eq!(board.ask_mouse(&[0xe9]), [ACK, 0x10, 0x03, 0x50]);
+    assert_eq!(board.ask_mouse(&[0xe1]), [0xfe], "unknown");
+    assert_eq!(board.ask_mouse(&[0xee, 0x12, 0xec]), [ACK, 0x12, ACK], "wrap mode");
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn movement_is_reported_in_packets_once_enabled() {
     let mut board = Board::untranslated();
     board.controller.mouse(moved(5, 5));
     assert_eq!(board.drain(), []);
-    board.to_mouse(&[0xf4]);
+    board.ask_mouse(&[0xf4]);
     board.controller.mouse(MouseReport { right: 3, up: -2, wheel: 9, buttons: MouseButtons::LEFT });
     assert_eq!(board.drain(), [0x29, 3, 0xfe]);
     board.controller.mouse(MouseReport { buttons: MouseButtons::RIGHT | MouseButtons::MIDDLE, ..moved(0, 0) });
@@ -262,7 +262,7 @@ fn movement_is_reported_in_packets_once_enabled() {
 #[test]
 fn long_movements_are_split_and_none_is_lost_while_the_queue_is_full() {
     let mut board = Board::untranslated();
-    board.to_mouse(&[0xf4]);
+    board.ask_mouse(&[0xf4]);
     for _ in 0..20 {
         board.controller.mouse(moved(-100, 50));
     }
@@ -277,13 +277,13 @@ fn long_movements_are_split_and_none_is_lost_while_the_queue_is_full() {
 #[test]
 fn the_knocks_turn_wheel_and_buttons_on() {
     let mut board = Board::untranslated();
-    board.to_mouse(&[0xf3, 200, 0xf3, 100, 0xf3, 80]);
-    assert_eq!(board.to_mouse(&[0xf2]), [ACK, 3]);
-    board.to_mouse(&[0xf4]);
+    board.ask_mouse(&[0xf3, 200, 0xf3, 100, 0xf3, 80]);
+    assert_eq!(board.ask_mouse(&[0xf2]), [ACK, 3]);
+    board.ask_mouse(&[0xf4]);
     board.controller.mouse(MouseReport { right: 0, up: 0, wheel: -1, buttons: MouseButtons::empty() });
     assert_eq!(board.drain(), [0x08, 0, 0, 0xff]);
-    board.to_mouse(&[0xf3, 200, 0xf3, 200, 0xf3, 80]);
-    assert_eq!(board.to_mouse(&[0xf2]), [ACK, 4]);
+    board.ask_mouse(&[0xf3, 200, 0xf3, 200, 0xf3, 80]);
+    assert_eq!(board.ask_mouse(&[0xf2]), [ACK, 4]);
     board.controller.mouse(MouseReport { right: 0, up: 0, wheel: 1, buttons: MouseButtons::FOURTH });
     assert_eq!(board.drain(), [0x08, 0, 0, 0x11]);
 }
@@ -291,11 +291,11 @@ fn the_knocks_turn_wheel_and_buttons_on() {
 #[test]
 fn remote_mode_reports_when_asked() {
     let mut board = Board::untranslated();
-    board.to_mouse(&[0xf0, 0xf4]);
+    board.ask_mouse(&[0xf0, 0xf4]);
     board.controller.mouse(moved(7, 0));
     assert_eq!(board.drain(), []);
-    assert_eq!(board.to_mouse(&[0xeb]), [ACK, 0x08, 7, 0]);
-    assert_eq!(board.to_mouse(&[0xeb]), [ACK, 0x08, 0, 0]);
+    assert_eq!(board.ask_mouse(&[0xeb]), [ACK, 0x08, 7, 0]);
+    assert_eq!(board.ask_mouse(&[0xeb]), [ACK, 0x08, 0, 0]);
 }
 
 #[test]
@@ -333,7 +333,7 @@ fn port_92_resets_on_its_rising_bit_and_keeps_a20() {
 #[test]
 fn reset_empties_everything() {
     let mut board = Board::untranslated();
-    board.to_mouse(&[0xf4]);
+    board.ask_mouse(&[0xf4]);
     board.controller.key(KeyCode::Q, KeyState::Pressed);
     board.controller.mouse(moved(1, 1));
     board.controller.reset();

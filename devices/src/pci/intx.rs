@@ -34,7 +34,7 @@ impl Pirq {
     }
 }
 
-/// The IRQ that a PIRQ[n]_ROUT value routes to on the 8259 pair. Disabled and reserved values go nowhere.
+/// The IRQ that the value of a PIRQ routing register routes to on the 8259 pair. Disabled and reserved values go nowhere.
 pub const fn isa_irq(route: u8) -> Option<u8> {
     match route & 0x0f {
         irq @ (3..=7 | 9..=12 | 14 | 15) if route & lpc::IRQEN == 0 => Some(irq),
