@@ -1,7 +1,7 @@
 //! The way into the guest and back: two naked functions that decide nothing.
 //!
 //! Key type: [`Context`], the memory behind the registers that VMX does not switch. Neighbours: `vmcs.rs` writes the address
-//! of [`vm_exit`] into HOST_RIP; `lib.rs` calls [`vm_enter`] and reads what the exit left. A refused entry comes back as
+//! of [`arrive`] into HOST_RIP; `lib.rs` calls [`enter`] and reads what the exit left. A refused entry comes back as
 //! a value.
 //!
 //! Unsafe because it is assembly that trades one processor state for another.
@@ -26,7 +26,7 @@ pub struct Context {
 
 const _: () = assert!(offset_of!(Context, gprs) == 0 && Gpr::R15.offset() == 120);
 
-/// What [`vm_enter`] returns: the guest has run and exited, or the processor refused the entry (a failed check of guest
+/// What [`enter`] returns: the guest has run and exited, or the processor refused the entry (a failed check of guest
 /// state counts as an exit).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
@@ -47,9 +47,9 @@ pub enum Outcome {
 /// 4. Falling through means that the entry failed: RSP still is the host's, all other registers are to be restored.
 ///
 /// # Safety
-/// A VMCS of this host is current, its HOST_RIP is [`vm_exit`] and its host state is this CPU's; interrupts are off.
+/// A VMCS of this host is current, its HOST_RIP is [`arrive`] and its host state is this CPU's; interrupts are off.
 #[unsafe(naked)]
-pub unsafe extern "C" fn vm_enter(context: &mut Context, resume: bool) -> Outcome {
+pub unsafe extern "C" fn enter(context: &mut Context, resume: bool) -> Outcome {
     naked_asm!(
         "push rbp",
         "push rbx",
@@ -121,14 +121,14 @@ pub unsafe extern "C" fn vm_enter(context: &mut Context, resume: bool) -> Outcom
 
 /// Where every exit arrives: HOST_RIP.
 ///
-/// 1. Live: RSP as [`vm_enter`] left it, with the context on top; all other general-purpose registers are the guest's.
+/// 1. Live: RSP as [`enter`] left it, with the context on top; all other general-purpose registers are the guest's.
 /// 2. RFLAGS is 2: interrupts off, direction up. SDM 3C 28.5.3 "Loading Host RIP, RSP, RFLAGS, and SSP".
 /// 3. RDI goes to the stack for a moment, to reach the context.
 ///
 /// # Safety
 /// Only a VM exit may arrive here.
 #[unsafe(naked)]
-pub unsafe extern "C" fn vm_exit() {
+pub unsafe extern "C" fn arrive() {
     naked_asm!(
         "push rdi",
         "mov rdi, [rsp + 8]",

@@ -5,6 +5,7 @@
 extern crate alloc;
 
 pub mod capability;
+pub mod checks;
 pub mod controls;
 pub mod decode;
 pub mod entry;
