@@ -12,3 +12,5 @@ pub mod entry;
 pub mod field;
 pub mod instr;
 pub mod paging;
+pub mod region;
+pub mod vpid;

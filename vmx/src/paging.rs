@@ -81,6 +81,30 @@ const fn is_leaf(entry: u64, level: Level) -> bool {
     entry & PRESENT != 0 && (level.0 == Level::LAST.0 || entry & LARGE != 0)
 }
 
+/// The entry below `root` that decides about `gpa`, and its level: a leaf, or an absent entry.
+fn descend(root: Hpa, gpa: u64, read: impl Fn(Hpa, usize) -> u64) -> (u64, Level) {
+    let mut table = root;
+    let mut level = Level::ROOT;
+    loop {
+        let entry = read(table, level.index(gpa));
+        if entry & PRESENT == 0 || is_leaf(entry, level) {
+            return (entry, level);
+        }
+        table = Hpa(entry & ADDRESS);
+        level = level.below();
+    }
+}
+
+/// Where `gpa` lies by the tables of an EPT pointer; `None` where nothing readable is mapped. `read` gives an entry of a
+/// table.
+pub fn walk(pointer: u64, gpa: Gpa, read: impl Fn(Hpa, usize) -> u64) -> Option<Hpa> {
+    if gpa.0 >> WIDEST != 0 {
+        return None;
+    }
+    let (entry, level) = descend(root_table(pointer), gpa.0, read);
+    (entry & READ != 0).then_some(Hpa((entry & ADDRESS) + (gpa.0 & (level.bytes() - 1))))
+}
+
 /// The address of the root table in an EPT pointer.
 pub const fn root_table(pointer: u64) -> Hpa {
     Hpa(pointer & ADDRESS)
@@ -156,16 +180,7 @@ impl<M: TableMemory> ExtendedTables<M> {
 
     /// The entry that decides about `gpa`, and its level: a leaf, or an absent entry.
     fn walk(&self, gpa: u64) -> Option<(u64, Level)> {
-        let mut table = self.root?;
-        let mut level = Level::ROOT;
-        loop {
-            let entry = self.memory.read(table, level.index(gpa));
-            if entry & PRESENT == 0 || is_leaf(entry, level) {
-                return Some((entry, level));
-            }
-            table = Hpa(entry & ADDRESS);
-            level = level.below();
-        }
+        Some(descend(self.root?, gpa, |table, index| self.memory.read(table, index)))
     }
 
     /// Whether some page of the range is mapped.
