@@ -526,8 +526,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// A processor that really keeps what is called clean: it must never run with anything else than the VMCB says.
     #[test]
-    fn nothing_that_changed_is_called_clean(changes in proptest::collection::vec(change(), 1..60)) {
-        let mut bench = rich_bench().long_mode();
+    fn nothing_that_changed_is_called_clean(flush_by_asid: bool, changes in proptest::collection::vec(change(), 1..60)) {
+        let mut capability = Capability::detect(&matisse, || 0).unwrap();
+        capability.features.set(Features::FLUSH_BY_ASID, flush_by_asid);
+        let mut bench = bench_on(capability).long_mode();
         let mut cached = groups(&bench.vcpu.vmcb);
         for change in changes {
             let vcpu = &mut bench.vcpu;
