@@ -5,7 +5,8 @@
 //! A comparator matches when the counter has its value, not when it has passed it, as the specification says; a match that the
 //! host could not deliver in time is delivered late, and periods missed meanwhile are one interrupt. With legacy
 //! replacement timers 0 and 1 drive the wires of the 8254 and the real-time clock, and the `legacy` wire tells the owner to
-//! cut these two off.
+//! cut these two off. An edge on those two wires stays high until the next one, for the 8259 drops a request whose input falls;
+//! on other pins it is a pulse. Periods below 10 microseconds are delivered together.
 //!
 //! Not here: who gates the 8254 and the clock. Message delivery (FSB) is there; whether it is shown is the owner's choice, since
 //! QEMU's q35 does not show it.
@@ -24,6 +25,9 @@ use spec::{
 /// Pins of the IOAPIC that the timers are wired to.
 pub const PINS: usize = 24;
 
+/// Matches of one periodic timer come at least this many ticks apart, so that no guest can keep the host's alarms busy.
+const SHORTEST_PERIOD: u64 = 1000;
+
 /// What the timers drive.
 pub struct HpetWires {
     /// The IOAPIC's pins.
@@ -36,7 +40,20 @@ pub struct HpetWires {
     pub messages: Option<Arc<dyn MessageSink>>,
 }
 
-#[derive(Clone, Copy, Default)]
+/// Where a timer's interrupt goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Route {
+    /// The wire that timer 0 or 1 has under legacy replacement.
+    Legacy(usize),
+    /// A pin of the IOAPIC.
+    Pin(usize),
+    /// A message.
+    Message,
+    /// A pin that is not wired.
+    Nowhere,
+}
+
+#[derive(Clone, Copy)]
 struct Timer {
     config: u64,
     comparator: u64,
@@ -44,9 +61,13 @@ struct Timer {
     fsb: u64,
     /// The counter's value, unbounded, at which the comparator matches next.
     due: Option<u64>,
+    /// The wire that this timer holds high.
+    held: Option<Route>,
 }
 
 impl Timer {
+    const RESET: Timer = Timer { config: 0, comparator: u64::MAX, period: 0, fsb: 0, due: None, held: None };
+
     fn is_periodic(&self) -> bool {
         self.config & TYPE_CNF != 0
     }
@@ -69,25 +90,20 @@ impl Timer {
         self.due = counter.checked_add(self.comparator.wrapping_sub(counter) & self.mask());
     }
 
+    /// Ticks between two matches; `None` if there is only one.
+    fn step(&self) -> Option<u64> {
+        let period = self.period & self.mask();
+        if self.is_periodic() && period != 0 { Some(period) } else { self.mask().checked_add(1) }
+    }
+
     /// After a match at or before `counter`: the next one lies behind it.
     fn rearm(&mut self, matched: u64, counter: u64) {
-        let step = if self.is_periodic() && self.period & self.mask() != 0 {
-            self.period & self.mask()
-        } else {
-            match self.mask().checked_add(1) {
-                Some(round) => round,
-                None => {
-                    self.due = None;
-                    return;
-                }
-            }
-        };
-        let missed = counter.saturating_sub(matched) / step;
-        self.due =
-            missed.checked_add(1).and_then(|steps| steps.checked_mul(step)).and_then(|far| matched.checked_add(far));
-        if self.is_periodic()
-            && let Some(due) = self.due
-        {
+        self.due = self.step().and_then(|step| {
+            let earliest = if step < SHORTEST_PERIOD { counter.checked_add(SHORTEST_PERIOD)? } else { counter };
+            let steps = (earliest.saturating_sub(matched) / step).checked_add(1)?;
+            matched.checked_add(steps.checked_mul(step)?)
+        });
+        if let Some(due) = self.due.filter(|_| self.is_periodic()) {
             self.comparator = due & self.mask();
         }
     }
@@ -103,6 +119,7 @@ pub struct Hpet {
     /// The counter's value at `since`, or now while it is halted.
     counter: u64,
     since: Nanos,
+    deadline: Option<Nanos>,
 }
 
 impl Hpet {
@@ -111,8 +128,16 @@ impl Hpet {
 
     /// A block after reset: halted, counter 0.
     pub fn new(clock: Arc<dyn Clock>, wires: HpetWires) -> Hpet {
-        let reset = Timer { comparator: u64::MAX, ..Timer::default() };
-        Hpet { clock, wires, config: 0, status: 0, timers: [reset; TIMERS], counter: 0, since: Nanos(0) }
+        Hpet {
+            clock,
+            wires,
+            config: 0,
+            status: 0,
+            timers: [Timer::RESET; TIMERS],
+            counter: 0,
+            since: Nanos(0),
+            deadline: None,
+        }
     }
 
     fn is_running(&self) -> bool {
@@ -122,11 +147,6 @@ impl Hpet {
     #[inline]
     fn counter_at(&self, now: Nanos) -> u64 {
         if self.is_running() { self.counter.wrapping_add(now.since(self.since) / TICK_NANOS) } else { self.counter }
-    }
-
-    /// The moment at which the running counter has `value`.
-    fn moment(&self, value: u64) -> Nanos {
-        self.since.saturating_add(value.saturating_sub(self.counter).saturating_mul(TICK_NANOS))
     }
 
     /// Lets every comparator that has matched by `now` act.
@@ -142,21 +162,35 @@ impl Hpet {
                 self.matched(number);
             }
         }
+        self.plan();
+    }
+
+    /// Finds the next match that interrupts. Others are only seen by who reads registers, which settles them.
+    fn plan(&mut self) {
+        let next = self.timers.iter().filter(|timer| timer.interrupts()).filter_map(|timer| timer.due).min();
+        self.deadline = next
+            .filter(|_| self.is_running())
+            .map(|due| self.since.saturating_add(due.saturating_sub(self.counter).saturating_mul(TICK_NANOS)));
     }
 
     fn matched(&mut self, number: usize) {
         let Some(timer) = self.timers.get(number).copied() else { return };
+        let route = self.route(number);
         if timer.is_level() {
             self.status |= 1 << number;
-            self.drive(number);
-        } else if timer.interrupts() {
-            if timer.config & FSB_EN_CNF != 0 {
-                self.send(&timer);
-            } else {
-                let line = self.line(number);
-                line.set(true);
-                line.set(false);
+        }
+        match route {
+            Route::Message if timer.interrupts() => self.send(&timer),
+            _ if timer.is_level() => self.drive(number),
+            Route::Legacy(_) if timer.interrupts() => {
+                self.hold(number, None);
+                self.hold(number, Some(route));
             }
+            Route::Pin(_) if timer.interrupts() => {
+                self.hold(number, Some(route));
+                self.hold(number, None);
+            }
+            _ => {}
         }
     }
 
@@ -167,55 +201,82 @@ impl Hpet {
         }
     }
 
-    /// The wire that a timer drives as it is configured.
-    fn line(&self, number: usize) -> &dyn IrqLine {
-        if self.config & LEG_RT_CNF != 0
-            && let Some(line) = self.wires.legacy_irqs.get(number)
-        {
-            return &**line;
-        }
+    /// Where the timer's interrupt goes as it is configured. Legacy replacement overrides the timer's own route.
+    fn route(&self, number: usize) -> Route {
         let config = self.timers.get(number).map_or(0, |timer| timer.config);
         let pin = (config >> INT_ROUTE_SHIFT & 0x1f) as usize;
-        // Routes that the capability does not name are not wired; pin 0 stands in for them, which nobody listens to.
-        let wired = INT_ROUTE_CAP >> pin & 1 != 0;
-        let [nowhere, ..] = &self.wires.pins;
-        &**self.wires.pins.get(pin).filter(|_| wired).unwrap_or(nowhere)
+        if self.config & LEG_RT_CNF != 0 && number < self.wires.legacy_irqs.len() {
+            Route::Legacy(number)
+        } else if config & FSB_EN_CNF != 0 {
+            Route::Message
+        } else if INT_ROUTE_CAP >> pin & 1 != 0 {
+            Route::Pin(pin)
+        } else {
+            Route::Nowhere
+        }
     }
 
-    /// Drives a level-triggered timer's wire as its status says.
-    fn drive(&self, number: usize) {
+    /// Drives the timer's wire as its mode and status say; an edge that is held high stays while its route does.
+    fn drive(&mut self, number: usize) {
         let Some(timer) = self.timers.get(number) else { return };
-        if timer.is_level() && timer.config & FSB_EN_CNF == 0 {
-            self.line(number).set(self.is_running() && timer.interrupts() && self.status >> number & 1 != 0);
+        let route = self.route(number);
+        let wanted = if timer.is_level() { self.status >> number & 1 != 0 } else { timer.held == Some(route) };
+        let wanted = wanted && timer.interrupts() && self.is_running();
+        self.hold(number, Some(route).filter(|_| wanted));
+    }
+
+    /// Lets the timer hold `route` high and no other one. A wire that two timers hold is high until both let go.
+    fn hold(&mut self, number: usize, route: Option<Route>) {
+        let Some(timer) = self.timers.get_mut(number) else { return };
+        let before = core::mem::replace(&mut timer.held, route);
+        if before == route {
+            return;
+        }
+        let is_held = |route| self.timers.iter().any(|timer| timer.held == Some(route));
+        if let Some(before) = before.filter(|&before| !is_held(before)) {
+            self.set_wire(before, false);
+        }
+        if let Some(route) = route {
+            self.set_wire(route, true);
         }
     }
 
-    fn release(&self, number: usize) {
-        if self.status >> number & 1 != 0 {
-            self.line(number).set(false);
+    fn set_wire(&self, route: Route, asserted: bool) {
+        let line = match route {
+            Route::Legacy(number) => self.wires.legacy_irqs.get(number),
+            Route::Pin(pin) => self.wires.pins.get(pin),
+            Route::Message | Route::Nowhere => None,
+        };
+        if let Some(line) = line {
+            line.set(asserted);
         }
     }
 
-    fn read64(&self, register: u64, now: Nanos) -> u64 {
+    fn drive_all(&mut self) {
+        for number in 0..TIMERS {
+            self.drive(number);
+        }
+    }
+
+    fn read64(&mut self, register: u64) -> u64 {
         match register {
             offset::GCAP_ID => CAPABILITIES,
             offset::GEN_CONF => self.config,
-            offset::GINTR_STA => self.status,
-            offset::MAIN_CNT => self.counter_at(now),
-            _ => match self.timer(register) {
+            offset::GINTR_STA => {
+                self.settle(self.clock.now());
+                self.status
+            }
+            _ => match timer_register(register) {
                 Some((number, field)) => self.read_timer(number, field),
                 None => 0,
             },
         }
     }
 
-    fn timer(&self, register: u64) -> Option<(usize, u64)> {
-        let within = register.checked_sub(offset::TIMERS)?;
-        let number = usize::try_from(within / offset::STRIDE).ok().filter(|number| *number < TIMERS)?;
-        Some((number, within % offset::STRIDE))
-    }
-
-    fn read_timer(&self, number: usize, field: u64) -> u64 {
+    fn read_timer(&mut self, number: usize, field: u64) -> u64 {
+        if field == offset::TIM_COMP {
+            self.settle(self.clock.now());
+        }
         let Some(timer) = self.timers.get(number) else { return 0 };
         match field {
             offset::TIM_CONF => {
@@ -232,16 +293,11 @@ impl Hpet {
     fn write64(&mut self, register: u64, value: u64, mask: u64, now: Nanos) {
         match register {
             offset::GEN_CONF => {
-                let new = (self.config & !mask | value & mask) & (ENABLE_CNF | LEG_RT_CNF);
-                self.configure(new, now);
+                self.configure((self.config & !mask | value & mask) & (ENABLE_CNF | LEG_RT_CNF), now);
             }
             offset::GINTR_STA => {
-                for number in 0..TIMERS {
-                    if value & mask & self.status & 1 << number != 0 {
-                        self.release(number);
-                        self.status &= !(1 << number);
-                    }
-                }
+                self.status &= !(value & mask);
+                self.drive_all();
             }
             // Writes while the counter runs are undefined; they are taken, as hardware does.
             offset::MAIN_CNT => {
@@ -250,7 +306,7 @@ impl Hpet {
                 self.arm_all();
             }
             _ => {
-                if let Some((number, field)) = self.timer(register) {
+                if let Some((number, field)) = timer_register(register) {
                     self.write_timer(number, field, value, mask, now);
                 }
             }
@@ -258,82 +314,87 @@ impl Hpet {
     }
 
     fn configure(&mut self, new: u64, now: Nanos) {
-        for number in 0..TIMERS {
-            self.release(number);
-        }
         self.counter = self.counter_at(now);
         self.since = now;
         self.config = new;
+        self.drive_all();
         self.wires.legacy.set(new & LEG_RT_CNF != 0);
         self.arm_all();
-        for number in 0..TIMERS {
-            self.drive(number);
-        }
     }
 
     fn arm_all(&mut self) {
-        let counter = self.counter;
         for timer in &mut self.timers {
-            timer.arm(counter);
+            timer.arm(self.counter);
         }
     }
 
     fn write_timer(&mut self, number: usize, field: u64, value: u64, mask: u64, now: Nanos) {
         let counter = self.counter_at(now);
-        self.release(number);
         let has_messages = self.wires.messages.is_some();
         let Some(timer) = self.timers.get_mut(number) else { return };
         match field {
             offset::TIM_CONF => {
                 let writable = if has_messages { TIM_WRITABLE } else { TIM_WRITABLE & !FSB_EN_CNF };
                 timer.config = (timer.config & !mask | value & mask) & writable;
-                if timer.config & MODE32_CNF != 0 {
-                    timer.comparator &= timer.mask();
-                    timer.period &= timer.mask();
-                }
+                timer.comparator &= timer.mask();
+                timer.period &= timer.mask();
                 timer.arm(counter);
+                if !timer.is_level() {
+                    self.status &= !(1 << number);
+                }
+                self.drive(number);
             }
             offset::TIM_COMP => {
-                if !timer.is_periodic() || timer.config & VAL_SET_CNF != 0 {
+                let is_value = !timer.is_periodic() || timer.config & VAL_SET_CNF != 0;
+                if is_value {
                     timer.comparator = (timer.comparator & !mask | value & mask) & timer.mask();
-                    timer.arm(counter);
                 }
                 if timer.is_periodic() {
                     timer.period = (timer.period & !mask | value & mask) & timer.mask();
+                }
+                if is_value {
+                    timer.arm(counter);
                 }
                 timer.config &= !VAL_SET_CNF;
             }
             offset::TIM_FSB => timer.fsb = timer.fsb & !mask | value & mask,
             _ => {}
         }
-        if !self.timers.get(number).is_some_and(Timer::is_level) {
-            self.status &= !(1 << number);
-        }
-        self.drive(number);
-        self.settle(now);
     }
+}
+
+/// The timer and the register in it that lie at `register`.
+fn timer_register(register: u64) -> Option<(usize, u64)> {
+    let within = register.checked_sub(offset::TIMERS)?;
+    let number = usize::try_from(within / offset::STRIDE).ok().filter(|number| *number < TIMERS)?;
+    Some((number, within % offset::STRIDE))
 }
 
 /// The aligned register that an access of `len` bytes touches, and how far its low byte is shifted. Accesses are of 4 or 8
 /// aligned bytes; 1 and 2 are taken too where they stay in a register.
+#[inline]
 fn split(offset: u64, len: usize) -> Option<(u64, u32)> {
     let within = offset & 7;
     (within + len as u64 <= 8).then_some((offset & !7, within as u32 * 8))
 }
 
 impl Device for Hpet {
+    #[inline]
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        let now = self.clock.now();
         let Some((register, shift)) = split(offset, data.len()) else {
             data.fill(0xff);
             return;
         };
-        if register != offset::MAIN_CNT {
-            self.settle(now);
-        }
-        let value = (self.read64(register, now) >> shift).to_le_bytes();
-        for (to, from) in data.iter_mut().zip(value) {
-            *to = from;
+        let value =
+            if register == offset::MAIN_CNT { self.counter_at(self.clock.now()) } else { self.read64(register) };
+        let bytes = (value >> shift).to_le_bytes();
+        if let Ok(dword) = <&mut [u8; 4]>::try_from(&mut *data) {
+            let [a, b, c, d, ..] = bytes;
+            *dword = [a, b, c, d];
+        } else {
+            for (to, from) in data.iter_mut().zip(bytes) {
+                *to = from;
+            }
         }
     }
 
@@ -347,14 +408,13 @@ impl Device for Hpet {
         }
         let ones = u64::MAX.checked_shr(64 - data.len() as u32 * 8).unwrap_or(0);
         self.write64(register, u64::from_le_bytes(bytes) << shift, ones << shift, now);
+        self.settle(now);
+        self.plan();
     }
 
+    #[inline]
     fn deadline(&self) -> Option<Nanos> {
-        if !self.is_running() {
-            return None;
-        }
-        let next = self.timers.iter().filter(|timer| timer.interrupts()).filter_map(|timer| timer.due).min()?;
-        Some(self.moment(next))
+        self.deadline
     }
 
     fn expire(&mut self, now: Nanos) {
@@ -363,12 +423,13 @@ impl Device for Hpet {
 
     fn reset(&mut self) {
         for number in 0..TIMERS {
-            self.release(number);
+            self.hold(number, None);
         }
         self.config = 0;
         self.status = 0;
         self.counter = 0;
-        self.timers = [Timer { comparator: u64::MAX, ..Timer::default() }; TIMERS];
+        self.timers = [Timer::RESET; TIMERS];
         self.wires.legacy.set(false);
+        self.plan();
     }
 }
