@@ -58,6 +58,14 @@ pub fn scale() -> Scale {
     *SCALE.get().expect("the clock is started before it is used")
 }
 
+/// The TSC's frequency.
+///
+/// # Panics
+/// Before [`init`].
+pub fn hertz() -> u64 {
+    scale().hertz()
+}
+
 /// Nanoseconds since the clock was started; 0 before that.
 #[inline]
 pub fn now() -> u64 {

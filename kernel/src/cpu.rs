@@ -15,9 +15,14 @@ pub mod msr {
     pub const TSC_DEADLINE: u32 = 0x6e0;
     /// First of the x2APIC registers.
     pub const X2APIC: u32 = 0x800;
+    /// IA32_PAT.
+    pub const PAT: u32 = 0x277;
     /// VM_CR, on CPUs with SVM. APM 2 15.30.1.
     pub const VM_CR: u32 = 0xc001_0114;
 }
+
+/// IA32_PAT as a reset leaves it, which `paging` counts on. SDM 3A table 13-12.
+const PAT_AFTER_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// What the host cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,10 @@ pub fn prepare() -> Result<(), Missing> {
     }
     // SAFETY: only bits whose features CPUID has are added.
     unsafe { Cr4::write(cr4) };
+    if features.has_pat() {
+        // SAFETY: CPUID has the register; nothing uses another memory type than write-back yet.
+        unsafe { wrmsr(msr::PAT, PAT_AFTER_RESET) };
+    }
     Ok(())
 }
 
@@ -90,12 +99,6 @@ pub fn rdtsc() -> u64 {
 pub fn halt_until_interrupt() {
     // SAFETY: every vector has a handler, and they run on this stack like a call.
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
-}
-
-/// Takes whatever interrupts are pending, then goes on.
-pub fn take_pending_interrupts() {
-    // SAFETY: as above; the NOP ends STI's shadow.
-    unsafe { asm!("sti", "nop", "cli", options(nostack)) };
 }
 
 /// Halts this CPU for good.

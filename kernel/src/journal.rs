@@ -53,6 +53,12 @@ impl Write for Everywhere {
     }
 }
 
+/// Writes text as it is, without time and level: what scripts read.
+pub fn print(text: fmt::Arguments<'_>) {
+    // The port takes everything.
+    let _ = Everywhere.write_fmt(text);
+}
+
 /// Writes to the port alone, whoever holds it: for panics.
 pub struct Urgent;
 

@@ -67,4 +67,6 @@ bare_metal!(
     shutdown,
     stacks,
     start,
+    vm,
+    vcpu_host,
 );

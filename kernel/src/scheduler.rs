@@ -55,6 +55,7 @@ pub fn run() {
         set_alarm(Slot::Slice, slice_end);
         cpu.slice_end.store(now + SLICE, Ordering::Relaxed);
         let answer = turn.task.poll();
+        set_alarm(Slot::Guest, None);
         let ran = clock::now().saturating_sub(now);
         let finished = cpu.queue.lock().put_back(turn, ran, answer);
         drop(finished);
@@ -72,6 +73,11 @@ pub fn slice_is_over() -> bool {
 pub fn set_alarm(slot: Slot, deadline: Option<u64>) {
     let change = percpu::current().alarms.lock().set(slot, deadline);
     apply(change);
+}
+
+/// The earliest of this CPU's alarms.
+pub fn next_alarm() -> Option<u64> {
+    percpu::current().alarms.lock().next()
 }
 
 /// The alarm interrupt.

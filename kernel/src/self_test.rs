@@ -1,18 +1,69 @@
-//! The host's own parts tried on the machine it runs on: `selftest` on the command line. Each check that fails panics.
+//! The host's own parts tried on the machine it runs on: `selftest` on the command line. Each check that fails panics;
+//! `selftest=panic` and `selftest=stack` show what a broken host says.
 
 #![allow(unsafe_code)] // Reads that the page tables are expected to allow.
 
+use crate::options::SelfTest;
 use crate::paging::Permissions;
 use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT};
 use crate::time::MILLISECOND;
+use crate::console::{self, Console};
 use crate::{address_space, clock, guest_frames, idt, layout, percpu, ram, scheduler};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
+use devices::{ByteSink, ByteSource};
 use log::info;
+use vcpu::Wake;
 
-/// Runs all checks.
-pub fn run() {
+/// Runs what is asked for. The two that break the host on purpose do not return.
+pub fn run(which: SelfTest) {
+    match which {
+        SelfTest::All => all(),
+        SelfTest::Console => echo(),
+        SelfTest::Panic => panic!("asked for on the command line"),
+        SelfTest::Stack => info!("the stack held {} frames", overflow(&[0; 64])),
+    }
+}
+
+/// Sends back what is typed.
+struct Echo;
+
+impl Task for Echo {
+    fn poll(&mut self) -> Poll {
+        while let Some(byte) = Console.take() {
+            Console.put(byte);
+        }
+        match console::take_command() {
+            Some(b'q') => Poll::Finished,
+            _ => Poll::Blocked { until: None },
+        }
+    }
+}
+
+fn echo() {
+    let waker = scheduler::waker();
+    let listener = waker.clone();
+    console::listen(Box::new(move || listener.wake()));
+    b"echo; Ctrl-A q ends\r\n".iter().for_each(|&byte| Console.put(byte));
+    scheduler::spawn("echo", Role::Work, USUAL_WEIGHT, Box::new(Echo), waker);
+    let start = clock::now();
+    scheduler::run();
+    let cpu = percpu::current();
+    let (idle, took) = (cpu.idle_time.load(Ordering::Relaxed) / 1000, (clock::now() - start) / 1000);
+    info!("echoed for {took} us, idle for {idle} us, {} interrupts", cpu.interrupts());
+}
+
+/// Calls itself until the stack ends.
+#[inline(never)]
+fn overflow(words: &[u64; 64]) -> u64 {
+    let mut own = [words[0] + 1; 64];
+    core::hint::black_box(&mut own);
+    if own[0] == u64::MAX { 0 } else { overflow(&own) + own[1] }
+}
+
+/// All that should work.
+fn all() {
     assert!(idt::self_test(), "a breakpoint comes back");
     address_space_is_split();
     frames_are_zeroed();
@@ -23,7 +74,7 @@ pub fn run() {
 /// Code is not writable, data not executable, and the image is not in the direct map.
 fn address_space_is_split() {
     let permissions = |address: u64| address_space::translate(address).map(|found| found.1);
-    assert_eq!(permissions(run as *const () as u64), Some(Permissions::ReadExecute), "code");
+    assert_eq!(permissions(all as *const () as u64), Some(Permissions::ReadExecute), "code");
     static CONSTANT: [u8; 4] = *b"text";
     assert_eq!(permissions(CONSTANT.as_ptr() as u64), Some(Permissions::ReadOnly), "constants");
     static VARIABLE: AtomicU32 = AtomicU32::new(1);
@@ -32,7 +83,7 @@ fn address_space_is_split() {
     let local = &raw const local as u64;
     assert_eq!(permissions(local), Some(Permissions::ReadWrite), "the stack");
     assert_eq!(permissions(layout::STACKS), None, "the guard page below the first stack");
-    let code = address_space::translate(run as *const () as u64).map_or(0, |found| found.0);
+    let code = address_space::translate(all as *const () as u64).map_or(0, |found| found.0);
     assert_eq!(permissions(layout::DIRECT_MAP + code), None, "code in the direct map");
     assert_eq!(permissions(0), None, "null");
 }

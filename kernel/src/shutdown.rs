@@ -33,6 +33,7 @@ const BOCHS_SHUTDOWN: u16 = 0x8900;
 pub fn end(outcome: Outcome) -> ! {
     // Panics come here too, with locks held by nobody who goes on.
     let _ = writeln!(Urgent, "ENDED {:#x}", outcome as u16);
+    crate::console::flush();
     crate::serial::drain();
     // Bochs first: at the other port it has a VGA BIOS that panics.
     for letter in *b"Shutdown" {

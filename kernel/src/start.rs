@@ -8,16 +8,23 @@
 #![allow(unsafe_code)] // The change of stacks.
 
 use crate::layout::STACK_SIZE;
-use crate::options::Options;
+use crate::arena::Arena;
+use crate::detect::Virtualization;
+use crate::options::{COMMAND_LINE_MODULE, Options};
 use crate::shutdown::{self, Outcome};
 use crate::{
-    address_space, apic, clock, console, cpu, detect, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, rtc, self_test, serial,
-    stacks,
+    address_space, apic, clock, console, cpu, detect, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, rtc, scheduler, self_test, serial, stacks,
 };
+use crate::vm::{self, End, Ending, Plan};
+use alloc::string::String;
+use alloc::sync::Arc;
 use boot::{BootError, BootInfo, Module};
 use core::arch::naked_asm;
 use core::fmt;
+use devices::rtc::WallTime;
 use log::info;
+use machine::direct_boot::DirectBoot;
+use vcpu::{Backend, FrameSource};
 
 /// Builds the host and runs it. Called by the binary on the boot stack.
 pub fn start(boot: Result<BootInfo<'static>, BootError>) -> ! {
@@ -97,18 +104,121 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
         log::warn!("no serial port COM1: the guest's console goes nowhere");
     }
 
-    match rtc::seconds_since_1970(platform.century) {
+    let wall_time = rtc::seconds_since_1970(platform.century);
+    match wall_time {
         Some(seconds) => info!("real-time clock: {seconds} s since 1970"),
         None => log::warn!("the real-time clock shows no time"),
     }
 
     let options = Options::parse(&boot.command_line).unwrap_or_else(|error| refuse(error));
-    if options.self_test {
-        self_test::run();
+    if let Some(which) = options.self_test {
+        self_test::run(which);
     }
     let virtualization = detect::detect().unwrap_or_else(|refusal| refuse(refusal));
     detect::report(&virtualization);
-    shutdown::end(Outcome::PoweredOff)
+    let plan = plan(&options, boot, wall_time.unwrap_or(0)).unwrap_or_else(|error| refuse(error));
+    match virtualization {
+        Virtualization::Svm(capability) => run(&svm::Svm::new(capability), plan),
+        Virtualization::Vmx(_) => refuse("guests on Intel VT-x are not built yet; use a computer with AMD-V"),
+    }
+}
+
+/// What is to be run: the options, with names turned into modules.
+fn plan(options: &Options<'_>, boot: &BootInfo<'static>, wall_seconds: u64) -> Result<Plan, MissingModule> {
+    let module = |name: &str| {
+        let found = boot.modules.iter().find(|module| module.name == name);
+        found.map(|module| module.bytes).ok_or_else(|| MissingModule(String::from(name)))
+    };
+    let kernel = module(options.kernel.ok_or_else(|| MissingModule(String::from("vm.kernel")))?)?;
+    let initrd = options.initrd.map(module).transpose()?;
+    let command_line = module(COMMAND_LINE_MODULE).unwrap_or(b"");
+    Ok(Plan {
+        memory: options.memory,
+        vcpus: options.vcpus,
+        boot: DirectBoot { kernel, initrd, command_line },
+        debug_exit: options.debug_exit,
+        hyperv: options.hyperv,
+        wall_time: WallTime { seconds: wall_seconds, nanos: 0 },
+    })
+}
+
+/// A module that the command line names and the loader did not bring.
+struct MissingModule(String);
+
+impl fmt::Display for MissingModule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.0;
+        write!(f, "there is no module '{name}'; load it, and name the guest's kernel by vm.kernel=")
+    }
+}
+
+/// Runs the guest to its end, and ends the host's run with it.
+fn run<B: Backend>(backend: &B, plan: Plan) -> ! {
+    let arena = Arena::new(CPU_REGIONS).unwrap_or_else(|| refuse(TOO_LITTLE_MEMORY));
+    let frames: Arc<dyn FrameSource> = Arc::new(arena);
+    backend.enable(&frames).unwrap_or_else(|error| refuse(error));
+    let memory = plan.memory;
+    vm::launch(backend, plan).unwrap_or_else(|error| refuse(error));
+    let used = ram::with_frames(|frames| frames.total_bytes() - frames.free_bytes()).saturating_sub(memory);
+    info!("the guest starts with {} MiB; the hypervisor has {} KiB for itself", memory >> 20, used >> 10);
+    scheduler::run();
+    console::flush();
+    match vm::take_ending() {
+        Some(ending) => shutdown::end(conclude(&ending, used)),
+        None => unreachable!("the scheduler returns when the machine has ended"),
+    }
+}
+
+/// Memory for what a backend needs for each CPU.
+const CPU_REGIONS: u64 = 2 << 20;
+
+/// Tells how the guest ended.
+fn conclude(ending: &Ending, used: u64) -> Outcome {
+    let outcome = match &ending.end {
+        End::PoweredOff => {
+            info!("the guest was powered off");
+            Outcome::PoweredOff
+        }
+        End::DebugExit(value) => {
+            info!("the guest wrote {value:#x} to its debug-exit port");
+            Outcome::PoweredOff
+        }
+        End::Stopped(report) => {
+            log::error!("the guest was stopped: {}", report.reason);
+            journal::print(format_args!("REPORT BEGIN\n{report}REPORT END\nREPORT JSON {}\n", report.json()));
+            Outcome::Stopped
+        }
+        End::NotRestarted(reason) => {
+            log::error!("the guest could not restart: {reason}");
+            Outcome::Stopped
+        }
+    };
+    journal::print(format_args!("STATS {}\n", Statistics { ending, used }));
+    outcome
+}
+
+/// The statistics as one JSON object.
+struct Statistics<'a> {
+    ending: &'a Ending,
+    used: u64,
+}
+
+impl fmt::Display for Statistics<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{\"exits\":{")?;
+        for (number, (kind, count)) in self.ending.exits.iter().enumerate() {
+            let comma = if number == 0 { "" } else { "," };
+            write!(f, "{comma}\"{kind}\":{count}")?;
+        }
+        write!(
+            f,
+            "}},\"run_time_ns\":{},\"instructions\":{},\"hypervisor_memory_bytes\":{},\"vm_memory_bytes\":{}}}",
+            self.ending.run_time,
+            cpu::rdtsc(),
+            self.used.saturating_sub(self.ending.overhead),
+            self.ending.overhead
+        )
+    }
 }
 
 /// Logs what the loader told.

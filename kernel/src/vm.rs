@@ -12,7 +12,7 @@ use crate::console::{self, Console};
 use crate::guest_ram::GuestRam;
 use crate::lock::Lock;
 use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT, Waker};
-use crate::{clock, guest_frames, scheduler, wall_clock};
+use crate::{clock, guest_frames, scheduler};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -22,7 +22,7 @@ use arrayvec::ArrayString;
 use core::ptr::NonNull;
 use devices::lapic::TscTime;
 use devices::rtc::WallTime;
-use devices::{ByteSink, Clock, Nanos, PowerEvent};
+use devices::{ByteSink, Clock, Nanos, PowerEvent, PowerSink};
 use log::info;
 use machine::cpuid::Allowed;
 use machine::direct_boot::{self, DirectBoot};
@@ -49,6 +49,8 @@ pub struct Plan {
     pub debug_exit: bool,
     /// Offer the Hyper-V interface.
     pub hyperv: bool,
+    /// What the guest's real-time clock shows at first.
+    pub wall_time: WallTime,
 }
 
 /// How a machine ended.
@@ -106,7 +108,6 @@ struct Shared<B: Backend> {
 }
 
 /// Where vCPUs wait for each other.
-#[derive(Default)]
 struct Gate {
     parked: u32,
     /// Counts restarts.
@@ -116,6 +117,12 @@ struct Gate {
     end: Option<End>,
     exits: [u64; ExitKind::ALL.len()],
     finished: u32,
+}
+
+impl Gate {
+    const fn new() -> Gate {
+        Gate { parked: 0, generation: 0, start: None, end: None, exits: [0; ExitKind::ALL.len()], finished: 0 }
+    }
 }
 
 /// A vCPU as a task of this host.
@@ -269,7 +276,6 @@ impl VcpuHost for MachineHost {
 }
 
 /// Writes what the guest sends to its debug console into the log, line by line.
-#[derive(Default)]
 struct DebugLog(Lock<ArrayString<120>>);
 
 impl ByteSink for DebugLog {
@@ -314,14 +320,14 @@ pub fn launch<B: Backend>(backend: &B, plan: Plan) -> Result<(), String> {
         tsc: host.clone(),
         console_output: Arc::new(Console),
         console_input: Arc::new(Console),
-        debug_output: Arc::new(DebugLog::default()),
+        debug_output: Arc::new(DebugLog(Lock::new(ArrayString::new_const()))),
     };
     let config = MachineConfig {
         memory: plan.memory,
         vcpus: plan.vcpus,
         hyperv: plan.hyperv.then_some(Signature::Microsoft),
         debug_exit: plan.debug_exit,
-        wall_time: wall_clock::now(),
+        wall_time: plan.wall_time,
     };
     let start = direct_boot::prepare(&plan.boot, &config, &ram).map_err(|error| format!("{error}"))?;
     let machine = Machine::build(config, &facts, ram, &seats, services).map_err(|error| format!("{error}"))?;
@@ -333,7 +339,7 @@ pub fn launch<B: Backend>(backend: &B, plan: Plan) -> Result<(), String> {
         plan,
         wakers: wakers.clone(),
         launched,
-        gate: Lock::new(Gate::default()),
+        gate: Lock::new(Gate::new()),
         second_level: Lock::new(second_level),
         arena,
     });

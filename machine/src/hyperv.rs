@@ -179,7 +179,7 @@ impl Partition {
     }
 
     fn reference_time(&self, tsc: u64) -> u64 {
-        (u128::from(tsc) * u128::from(self.scale()) >> 64) as u64
+        ((u128::from(tsc) * u128::from(self.scale())) >> 64) as u64
     }
 
     /// RDMSR of 4000_0000h to 4000_01FFh.

@@ -14,6 +14,7 @@ use devices::acpi_pm::{AcpiMode, AcpiPm, TimerWidth};
 use devices::debug_exit::DebugExit;
 use devices::debugcon::DebugConsole;
 use devices::hpet::{Hpet, HpetWires};
+use devices::i8042::{I8042, SystemControl};
 use devices::ioapic::IoApic;
 use devices::lapic::{ApicBus, ApicPort, TIMER_HERTZ};
 use devices::pci::{
@@ -292,6 +293,11 @@ impl<M: GuestMemory> Machine<M> {
         let (output, input) = (services.console_output.clone(), services.console_input.clone());
         let console = buses.own(Uart::new(board.isa(gsi::COM1 as u8), output, input));
         buses.at_ports("serial port", &console, &[(layout::COM1, Uart::PORTS, 0)])?;
+        let keyboard = I8042::new(board.isa(gsi::KEYBOARD as u8), board.isa(gsi::MOUSE as u8), power.clone());
+        let keyboard = buses.own(keyboard);
+        buses.at_ports("keyboard controller", &keyboard, &[(0x60, 1, 0), (0x64, 1, 4)])?;
+        let control = buses.own(SystemControl::new(power.clone()));
+        buses.at_ports("port 92h", &control, &[(0x92, 1, 0)])?;
         let debug = buses.own(DebugConsole::new(services.debug_output.clone()));
         buses.at_ports("debug console", &debug, &[(layout::DEBUG_CONSOLE, 1, 0)])?;
         if config.debug_exit {

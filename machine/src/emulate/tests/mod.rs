@@ -1,8 +1,17 @@
 //! Tests of the emulator on the host, over [`Bench`]: a scripted vCPU, sparse RAM and a recording device.
 
+extern crate std;
+
 mod basics;
+mod faults;
+mod fuzz;
+mod paging;
+mod segments;
+mod strings;
+mod vectors;
 
 use super::*;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use memory::SparseMemory;
@@ -20,7 +29,7 @@ pub const RAM: u64 = 0x40_0000;
 /// A machine of one vCPU for the emulator to work on.
 pub struct Bench {
     pub vcpu: ScriptedVcpu,
-    pub ram: SparseMemory,
+    pub ram: Arc<SparseMemory>,
     /// What the device answers: this value's low bytes, at any address.
     pub answer: u64,
     /// Every device access: address, bytes; written data is recorded, read data is the answer.
@@ -79,7 +88,7 @@ impl Bench {
     fn new(state: ArchState) -> Bench {
         Bench {
             vcpu: ScriptedVcpu::new(state, []),
-            ram: SparseMemory::new(&[(0, RAM)]),
+            ram: Arc::new(SparseMemory::new(&[(0, RAM)])),
             answer: 0x8877_6655_4433_2211,
             reads: Vec::new(),
             writes: Vec::new(),
@@ -118,6 +127,60 @@ impl Bench {
         state.segments[SegmentName::Cs as usize] = Segment::real_mode(0);
         state.rip = CODE;
         Bench::new(state)
+    }
+
+    /// Protected mode with 32-bit paging: the low 8 MiB are identity-mapped by 4 KiB pages, device space by a 4 MiB page.
+    pub fn paged32() -> Bench {
+        let mut bench = Bench::flat32();
+        bench.vcpu.state.cr0 |= cr0::PG | cr0::WP;
+        bench.vcpu.state.cr4 |= cr4::PSE;
+        bench.vcpu.state.cr3 = TABLES;
+        for table in 0..2u64 {
+            bench.poke32(TABLES + table * 4, TABLES + 0x1000 + table * 0x1000 | ALL_RIGHTS);
+        }
+        for page in 0..2048u64 {
+            bench.poke32(TABLES + 0x1000 + page * 4, page << 12 | 0x67);
+        }
+        bench.poke32(TABLES + (DEVICE >> 22) * 4, DEVICE & 0xffc0_0000 | LARGE_LEAF);
+        bench
+    }
+
+    /// PAE paging: 4 KiB pages for the low 2 MiB, a 2 MiB page for device space.
+    pub fn pae() -> Bench {
+        let mut bench = Bench::flat32();
+        bench.vcpu.state.cr0 |= cr0::PG | cr0::WP;
+        bench.vcpu.state.cr4 |= cr4::PAE;
+        bench.vcpu.state.efer = efer::NXE;
+        bench.vcpu.state.cr3 = TABLES + 0x20;
+        for quarter in 0..4u64 {
+            bench.poke64(TABLES + 0x20 + quarter * 8, TABLES + 0x1000 + quarter * 0x1000 | 1);
+        }
+        bench.poke64(TABLES + 0x1000, TABLES + 0x8000 | ALL_RIGHTS);
+        for page in 0..512u64 {
+            bench.poke64(TABLES + 0x8000 + page * 8, page << 12 | 0x67);
+        }
+        bench.poke64(TABLES + 0x4000 + (DEVICE >> 21 & 0x1ff) * 8, DEVICE & !0x1f_ffff | LARGE_LEAF);
+        bench
+    }
+
+    /// As [`Bench::long`], but the low 2 MiB are mapped by 4 KiB pages through [`SMALL_PAGES`].
+    pub fn long_small() -> Bench {
+        let mut bench = Bench::long();
+        bench.vcpu.state.cr0 |= cr0::WP;
+        bench.poke64(TABLES + 0x1000, TABLES + 0x2000 | ALL_RIGHTS);
+        bench.poke64(TABLES + 0x2000, SMALL_PAGES | ALL_RIGHTS);
+        for page in 0..512u64 {
+            bench.poke64(SMALL_PAGES + page * 8, page << 12 | 0x67);
+        }
+        bench
+    }
+
+    pub fn poke32(&mut self, at: u64, value: u64) -> &mut Bench {
+        self.poke(at, &(value as u32).to_le_bytes())
+    }
+
+    pub fn poke64(&mut self, at: u64, value: u64) -> &mut Bench {
+        self.poke(at, &value.to_le_bytes())
     }
 
     /// Moves to CPL 3.
@@ -180,6 +243,8 @@ impl Bench {
 
 /// Where [`Bench::long`] has its tables: one page of PML4, one of directory pointers.
 pub const TABLES: u64 = 0x10_0000;
+/// The page table of [`Bench::long_small`].
+pub const SMALL_PAGES: u64 = TABLES + 0x3000;
 /// Present, writable, user, accessed.
 pub const ALL_RIGHTS: u64 = 0x27;
 /// The same, dirty, and a large page.
@@ -198,6 +263,11 @@ fn flat(code: Segment) -> ArchState {
 /// A complete instruction of `bytes`.
 pub fn complete(bytes: u8) -> Outcome {
     Outcome::Complete(Length::new(bytes).unwrap())
+}
+
+/// #PF with this error code at this address.
+pub fn page_fault(code: u32, address: u64) -> Outcome {
+    Outcome::Fault(Exception::page_fault(code, address))
 }
 
 /// #GP(0).
