@@ -111,7 +111,7 @@ fn locked_operations_are_atomic_against_other_cpus() {
             scope.spawn(move || count(ram));
         }
     });
-    assert_eq!(bench.peek(DATA), 2 * ROUNDS << 32);
+    assert_eq!(bench.peek(DATA), (2 * ROUNDS) << 32);
 }
 
 #[test]

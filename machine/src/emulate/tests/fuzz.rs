@@ -33,7 +33,7 @@ impl Random {
     }
 }
 
-const ROUNDS: u64 = 60_000;
+const ROUNDS: u64 = 20_000;
 /// Openings of forms that the emulator has; random bytes hit few of them.
 const OPENINGS: [&[u8]; 28] = [
     &[0x8b],
@@ -99,7 +99,7 @@ fn fuzz(make: impl Fn() -> Bench, seed: u64) -> [u64; 5] {
     let mut bench = make();
     let mut outcomes = [0; 5];
     for round in 0..ROUNDS {
-        if round % 64 == 0 {
+        if round % 128 == 0 {
             let emulator = bench.emulator.take();
             bench = make();
             bench.emulator = emulator;

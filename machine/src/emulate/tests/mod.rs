@@ -24,7 +24,7 @@ pub const CODE: u64 = 0x1000;
 /// RAM for operands.
 pub const DATA: u64 = 0x4000;
 /// The bytes of RAM, from 0.
-pub const RAM: u64 = 0x40_0000;
+pub const RAM: u64 = 0x20_0000;
 
 /// A machine of one vCPU for the emulator to work on.
 pub struct Bench {
@@ -136,7 +136,7 @@ impl Bench {
         bench.vcpu.state.cr4 |= cr4::PSE;
         bench.vcpu.state.cr3 = TABLES;
         for table in 0..2u64 {
-            bench.poke32(TABLES + table * 4, TABLES + 0x1000 + table * 0x1000 | ALL_RIGHTS);
+            bench.poke32(TABLES + table * 4, (TABLES + 0x1000 + table * 0x1000) | ALL_RIGHTS);
         }
         for page in 0..2048u64 {
             bench.poke32(TABLES + 0x1000 + page * 4, page << 12 | 0x67);
@@ -153,9 +153,9 @@ impl Bench {
         bench.vcpu.state.efer = efer::NXE;
         bench.vcpu.state.cr3 = TABLES + 0x20;
         for quarter in 0..4u64 {
-            bench.poke64(TABLES + 0x20 + quarter * 8, TABLES + 0x1000 + quarter * 0x1000 | 1);
+            bench.poke64(TABLES + 0x20 + quarter * 8, (TABLES + 0x1000 + quarter * 0x1000) | 1);
         }
-        bench.poke64(TABLES + 0x1000, TABLES + 0x8000 | ALL_RIGHTS);
+        bench.poke64(TABLES + 0x1000, (TABLES + 0x8000) | ALL_RIGHTS);
         for page in 0..512u64 {
             bench.poke64(TABLES + 0x8000 + page * 8, page << 12 | 0x67);
         }
@@ -167,7 +167,7 @@ impl Bench {
     pub fn long_small() -> Bench {
         let mut bench = Bench::long();
         bench.vcpu.state.cr0 |= cr0::WP;
-        bench.poke64(TABLES + 0x1000, TABLES + 0x2000 | ALL_RIGHTS);
+        bench.poke64(TABLES + 0x1000, (TABLES + 0x2000) | ALL_RIGHTS);
         bench.poke64(TABLES + 0x2000, SMALL_PAGES | ALL_RIGHTS);
         for page in 0..512u64 {
             bench.poke64(SMALL_PAGES + page * 8, page << 12 | 0x67);

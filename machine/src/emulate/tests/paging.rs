@@ -66,7 +66,7 @@ fn pae_tables_translate_and_check_reserved_bits() {
     assert_eq!(read(&bench, 0x5000), fault(PRESENT | RESERVED, 0x5000), "NX is reserved without EFER.NXE");
     bench.poke64(TABLES + 0x8000 + 6 * 8, 0x6000 | 1 << 52 | 0x67);
     assert_eq!(read(&bench, 0x6000), fault(PRESENT | RESERVED, 0x6000), "bits 62:52 are reserved in PAE");
-    bench.poke64(TABLES + 0x20, TABLES + 0x1000 | 1 | 1 << 5);
+    bench.poke64(TABLES + 0x20, (TABLES + 0x1000) | 1 | 1 << 5);
     assert_eq!(read(&bench, 0x7000), fault(PRESENT | RESERVED, 0x7000), "a directory pointer has no accessed flag");
 }
 
@@ -76,8 +76,8 @@ fn four_levels_fault_where_an_entry_is_missing_or_has_reserved_bits() {
     assert_eq!(read(&bench, DATA + 8), Ok(Gpa(DATA + 8)));
     assert_eq!(read(&bench, 3 << 30 | 0x1234), Ok(Gpa(3 << 30 | 0x1234)), "a 1 GiB page");
     for (at, good) in [
-        (TABLES, TABLES + 0x1000 | ALL_RIGHTS),
-        (TABLES + 0x1000, TABLES + 0x2000 | ALL_RIGHTS),
+        (TABLES, (TABLES + 0x1000) | ALL_RIGHTS),
+        (TABLES + 0x1000, (TABLES + 0x2000) | ALL_RIGHTS),
         (TABLES + 0x2000, SMALL_PAGES | ALL_RIGHTS),
         (ENTRY, DATA | 0x67),
     ] {
@@ -89,9 +89,9 @@ fn four_levels_fault_where_an_entry_is_missing_or_has_reserved_bits() {
         assert_eq!(read(&bench, DATA), Ok(Gpa(DATA)), "bits 62:52 are ignored");
         bench.poke64(at, good);
     }
-    bench.poke64(TABLES, TABLES + 0x1000 | ALL_RIGHTS | 0x80);
+    bench.poke64(TABLES, (TABLES + 0x1000) | ALL_RIGHTS | 0x80);
     assert_eq!(read(&bench, DATA), fault(PRESENT | RESERVED, DATA), "no 512 GiB pages");
-    bench.poke64(TABLES, TABLES + 0x1000 | ALL_RIGHTS);
+    bench.poke64(TABLES, (TABLES + 0x1000) | ALL_RIGHTS);
     bench.poke64(TABLES + 0x2000, 0x2000 | LARGE_LEAF);
     assert_eq!(read(&bench, DATA), fault(PRESENT | RESERVED, DATA), "a misplaced 2 MiB page");
     bench.limits.gigabyte_pages = false;
@@ -103,7 +103,7 @@ fn five_levels_walk_one_more_table() {
     let mut bench = Bench::long_small();
     bench.vcpu.state.cr4 |= cr4::LA57;
     bench.vcpu.state.cr3 = TABLES + 0x5000;
-    bench.poke64(TABLES + 0x5000 + 8, TABLES | ALL_RIGHTS);
+    bench.poke64(TABLES + 0x5000 + 8, (TABLES) | ALL_RIGHTS);
     let linear = 1 << 48 | DATA;
     assert_eq!(read(&bench, linear), Ok(Gpa(DATA)));
     assert_eq!(read(&bench, DATA), fault(0, DATA));
@@ -190,7 +190,7 @@ fn accessed_and_dirty_flags_are_set_by_success_alone() {
     assert_eq!(write(&bench, DATA), Ok(Gpa(DATA)));
     assert_eq!(flags(&bench), [ACCESSED, ACCESSED, ACCESSED, ACCESSED | DIRTY]);
     let mut narrow = Bench::paged32();
-    narrow.poke32(TABLES, TABLES + 0x1000 | 7).poke32(TABLES + 0x1000 + 4 * 4, DATA | 7);
+    narrow.poke32(TABLES, (TABLES + 0x1000) | 7).poke32(TABLES + 0x1000 + 4 * 4, DATA | 7);
     assert_eq!(write(&narrow, DATA), Ok(Gpa(DATA)));
     assert_eq!(narrow.peek(TABLES) & 0x60, ACCESSED);
     assert_eq!(narrow.peek(TABLES + 0x1000 + 4 * 4) & 0x60, ACCESSED | DIRTY);
