@@ -358,7 +358,15 @@ impl LocalApic {
 
     /// Reads `data.len()` bytes at `register` in xAPIC mode. The SDM leaves all but aligned 32-bit accesses undefined: here
     /// parts of a register read as such, and the 12 bytes between two registers read as zero.
+    #[inline]
     pub fn read(&mut self, register: usize, data: &mut [u8]) {
+        match <&mut [u8; 4]>::try_from(&mut *data) {
+            Ok(dword) if register.is_multiple_of(offset::STRIDE) => *dword = self.read32(register).to_le_bytes(),
+            _ => self.read_other(register, data),
+        }
+    }
+
+    fn read_other(&mut self, register: usize, data: &mut [u8]) {
         data.fill(0);
         let within = register % offset::STRIDE;
         let value = if within < 4 { self.read32(register - within).to_le_bytes() } else { [0; 4] };

@@ -97,18 +97,20 @@ impl ApicPort {
 
     /// Takes an interrupt that was addressed to this APIC. True if it did: a vector needs an APIC that is enabled by
     /// software, everything else one that is there. SMI is taken and dropped, for these processors have no SMM.
+    #[inline]
     pub fn accept(&self, delivery: DeliveryMode, vector: u8, trigger: TriggerMode) -> bool {
+        if matches!(delivery, DeliveryMode::Fixed | DeliveryMode::LowestPriority) {
+            let takes = self.takes_vectors();
+            if takes {
+                self.request(vector, trigger);
+            }
+            return takes;
+        }
         if self.mode() == ApicMode::Disabled {
             return false;
         }
         match delivery {
-            DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
-                if !self.takes_vectors() {
-                    return false;
-                }
-                self.request(vector, trigger);
-            }
-            DeliveryMode::Smi => {}
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority | DeliveryMode::Smi => {}
             DeliveryMode::Nmi => self.signals.nmi(),
             DeliveryMode::Init => self.signals.init(),
             DeliveryMode::StartUp => self.signals.start_up(vector),

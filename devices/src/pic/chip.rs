@@ -22,6 +22,14 @@ enum Nesting {
     Special,
 }
 
+/// What a read of a port gives.
+pub(super) enum PortRead {
+    /// A register; nothing changed.
+    Register(u8),
+    /// The answer to a poll command, which is an acknowledge.
+    Poll(u8),
+}
+
 pub(super) struct Chip {
     /// The input that another chip drives, as a bit.
     cascade: u8,
@@ -142,20 +150,26 @@ impl Chip {
     }
 
     /// Reads the command or the data port.
-    pub(super) fn read(&mut self, is_data: bool) -> u8 {
-        if core::mem::take(&mut self.polled) {
-            return match self.request() {
-                Some(input) => {
-                    self.acknowledge(input);
-                    POLL_PENDING | input
-                }
-                None => 0,
-            };
+    #[inline]
+    pub(super) fn read(&mut self, is_data: bool) -> PortRead {
+        if self.polled {
+            return PortRead::Poll(self.poll());
         }
-        match (is_data, self.reads_isr) {
+        PortRead::Register(match (is_data, self.reads_isr) {
             (true, _) => self.imr,
             (false, false) => self.irr(),
             (false, true) => self.isr,
+        })
+    }
+
+    fn poll(&mut self) -> u8 {
+        self.polled = false;
+        match self.request() {
+            Some(input) => {
+                self.acknowledge(input);
+                POLL_PENDING | input
+            }
+            None => 0,
         }
     }
 

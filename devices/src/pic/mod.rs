@@ -17,7 +17,7 @@ mod tests;
 
 use crate::{Device, IrqLine};
 use alloc::sync::Arc;
-use chip::Chip;
+use chip::{Chip, PortRead};
 use spec::{CASCADE, ELCR1_WRITABLE, ELCR2_WRITABLE, SPURIOUS, offset};
 
 /// The two chips.
@@ -95,20 +95,21 @@ impl Pic {
     fn read_byte(&mut self, offset: u64) -> u8 {
         let is_data = offset & 1 != 0;
         match offset {
-            offset::MASTER..offset::SLAVE => {
-                let value = self.master.read(is_data);
-                self.update();
-                value
-            }
-            offset::SLAVE..offset::ELCR => {
-                let before = self.slave.request();
-                let value = self.slave.read(is_data);
-                if self.slave.request() != before {
-                    self.drop_cascade();
+            offset::MASTER..offset::SLAVE => match self.master.read(is_data) {
+                PortRead::Register(value) => value,
+                PortRead::Poll(answer) => {
+                    self.update();
+                    answer
                 }
-                self.update();
-                value
-            }
+            },
+            offset::SLAVE..offset::ELCR => match self.slave.read(is_data) {
+                PortRead::Register(value) => value,
+                PortRead::Poll(answer) => {
+                    self.drop_cascade();
+                    self.update();
+                    answer
+                }
+            },
             offset::ELCR..offset::END => if is_data { &self.slave } else { &self.master }.elcr(),
             _ => 0xff,
         }
