@@ -63,6 +63,8 @@ mod mask {
         | 1 << 29;
     /// IA32_TSC_ADJUST is emulated whatever the host has.
     pub const TSC_ADJUST: u32 = 1 << 1;
+    /// Leaf 6 EAX: the local APIC's timer always runs; it is emulated.
+    pub const ARAT: u32 = 1 << 2;
     /// INVPCID.
     pub const INVPCID: u32 = 1 << 10;
     /// Leaf 7 ECX: UMIP, VAES, VPCLMULQDQ, RDPID.
@@ -170,6 +172,7 @@ impl CpuidTable {
         }
         table.features();
         table.leaf_7();
+        table.add(6, ANY, CpuidAnswer { eax: mask::ARAT, ..CpuidAnswer::default() });
         table.topology_leaf(0xb);
         table.xsave();
         for &(leaf, answer) in hypervisor_leaves {

@@ -9,13 +9,13 @@ use crate::power::PowerLatch;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use devices::acpi_pm::{AcpiMode, AcpiPm, TimerWidth};
 use devices::debug_exit::DebugExit;
 use devices::debugcon::DebugConsole;
 use devices::hpet::{Hpet, HpetWires};
 use devices::i8042::{I8042, SystemControl};
-use devices::ioapic::IoApic;
+use devices::ioapic::{IoApic, PINS};
 use devices::lapic::{ApicBus, ApicPort, TIMER_HERTZ};
 use devices::pci::{
     AddressSpace, BarChange, ChipsetConfiguration, ConfigPorts, DevFn, Ecam, IntxRouter, Lpc, Mch, PciBus, SetUp,
@@ -92,14 +92,13 @@ impl IrqLine for Intr {
 struct IsaLine {
     pic: Arc<Mutex<Pic>>,
     irq: u8,
-    ioapic: Arc<Mutex<IoApic>>,
-    pin: u32,
+    pin: GsiLine,
 }
 
 impl IrqLine for IsaLine {
     fn set(&self, asserted: bool) {
         self.pic.lock().set_irq(self.irq, asserted);
-        self.ioapic.lock().set_pin(self.pin, asserted);
+        self.pin.set(asserted);
     }
 }
 
@@ -116,14 +115,46 @@ impl IrqLine for PicLine {
 }
 
 /// A pin of the IOAPIC alone: PCI interrupts in APIC mode, HPET timers.
+///
+/// Several wires may share a pin; it is asserted while any of them is.
 struct GsiLine {
-    ioapic: Arc<Mutex<IoApic>>,
+    pins: Arc<Pins>,
     pin: u32,
+    /// This wire's bit among those of its pin.
+    source: u32,
+}
+
+/// The IOAPIC with what drives each of its pins.
+struct Pins {
+    ioapic: Arc<Mutex<IoApic>>,
+    /// The wires that assert each pin. Changed only under the IOAPIC's lock.
+    asserted: [AtomicU32; PINS],
+    /// How many wires each pin has.
+    wires: [AtomicU32; PINS],
+}
+
+impl Pins {
+    fn new(ioapic: Arc<Mutex<IoApic>>) -> Arc<Pins> {
+        let zero = || core::array::from_fn(|_| AtomicU32::new(0));
+        Arc::new(Pins { ioapic, asserted: zero(), wires: zero() })
+    }
+
+    /// One more wire to `pin`.
+    fn wire(self: &Arc<Self>, pin: u32) -> GsiLine {
+        let number = self.wires[pin as usize].fetch_add(1, Ordering::Relaxed);
+        assert!(number < u32::BITS, "a pin has at most 32 wires");
+        GsiLine { pins: self.clone(), pin, source: 1 << number }
+    }
 }
 
 impl IrqLine for GsiLine {
     fn set(&self, asserted: bool) {
-        self.ioapic.lock().set_pin(self.pin, asserted);
+        let Some(drivers) = self.pins.asserted.get(self.pin as usize) else { return };
+        let mut ioapic = self.pins.ioapic.lock();
+        let before = drivers.load(Ordering::Relaxed);
+        let after = if asserted { before | self.source } else { before & !self.source };
+        drivers.store(after, Ordering::Relaxed);
+        ioapic.set_pin(self.pin, after != 0);
     }
 }
 
@@ -169,14 +200,14 @@ impl IrqLine for Gated {
 /// Interrupt controllers and who drives their pins.
 struct Board {
     pic: Arc<Mutex<Pic>>,
-    ioapic: Arc<Mutex<IoApic>>,
+    pins: Arc<Pins>,
 }
 
 impl Board {
     /// The wire of ISA interrupt `irq`; 0 is the IOAPIC's pin 2.
     fn isa(&self, irq: u8) -> Arc<dyn IrqLine> {
         let pin = if irq == 0 { gsi::PIT } else { irq.into() };
-        Arc::new(IsaLine { pic: self.pic.clone(), irq, ioapic: self.ioapic.clone(), pin })
+        Arc::new(IsaLine { pic: self.pic.clone(), irq, pin: self.pins.wire(pin) })
     }
 
     fn pic_only(&self, irq: u8) -> Arc<dyn IrqLine> {
@@ -184,7 +215,7 @@ impl Board {
     }
 
     fn gsi(&self, pin: u32) -> Arc<dyn IrqLine> {
-        Arc::new(GsiLine { ioapic: self.ioapic.clone(), pin })
+        Arc::new(self.pins.wire(pin))
     }
 }
 
@@ -262,7 +293,7 @@ impl<M: GuestMemory> Machine<M> {
         let intr = Arc::new(Intr { level: external.clone(), lint0: apics.lint0() });
         let pic = Arc::new(Mutex::new(Pic::new(intr)));
         let ioapic = Arc::new(Mutex::new(IoApic::new(apics.clone())));
-        let board = Board { pic: pic.clone(), ioapic: ioapic.clone() };
+        let board = Board { pic: pic.clone(), pins: Pins::new(ioapic.clone()) };
         let clock = services.clock.clone();
 
         let mut buses = Buses { ports: Bus::ports(), memory: Bus::memory(), devices: Vec::new() };
@@ -285,7 +316,7 @@ impl<M: GuestMemory> Machine<M> {
             pins: core::array::from_fn(|pin| board.gsi(pin as u32)),
             legacy_irqs: [board.isa(0), board.isa(gsi::RTC as u8)],
             legacy,
-            messages: None,
+            messages: Some(apics.clone()),
         };
         let hpet = buses.own(Hpet::new(clock.clone(), wires));
         buses.at_memory("HPET", &hpet, layout::HPET_BASE, layout::HPET_SIZE)?;
@@ -393,5 +424,43 @@ impl<M: GuestMemory> Machine<M> {
                 bus.release(window.base, &movable.slot);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::sync::atomic::AtomicUsize;
+    use devices::{InterruptMessage, MessageSink};
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl MessageSink for Count {
+        fn deliver(&self, _message: &InterruptMessage) -> bool {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            true
+        }
+    }
+
+    #[test]
+    fn a_shared_pin_stays_asserted_until_its_last_wire_is_released() {
+        const LEVEL_VECTOR_40: u32 = 1 << 15 | 0x40;
+        let messages = Arc::new(Count::default());
+        let ioapic = Arc::new(Mutex::new(IoApic::new(messages.clone())));
+        let pins = Pins::new(ioapic.clone());
+        let (one, other) = (pins.wire(16), pins.wire(16));
+        for (register, value) in [(0x00, 0x10 + 2 * 16), (0x10, LEVEL_VECTOR_40)] {
+            ioapic.lock().write(register, &value.to_le_bytes());
+        }
+        one.set(true);
+        other.set(true);
+        one.set(false);
+        assert_eq!(messages.0.load(Ordering::SeqCst), 1);
+        ioapic.lock().end_of_interrupt(0x40);
+        assert_eq!(messages.0.load(Ordering::SeqCst), 2, "the other wire still asserts the pin");
+        other.set(false);
+        ioapic.lock().end_of_interrupt(0x40);
+        assert_eq!(messages.0.load(Ordering::SeqCst), 2);
     }
 }
