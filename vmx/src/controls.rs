@@ -3,7 +3,7 @@
 //! Manual: Intel SDM 3C (December 2024, 325462-086), 25.6 "VM-Execution Control Fields" to 25.8 "VM-Entry Control Fields",
 //! and 3D A.3 "VM-Execution Controls" to A.5 "VM-Entry Controls". Key types: the control words [`Pin`], [`Primary`],
 //! [`Secondary`], [`Exit`] and [`Entry`]; [`Allowed`], what a capability MSR says of one of them; [`Controls`], the words
-//! that were settled; [`Shared`], who owns which bit of CR0 or CR4; [`MsrBitmap`]. Neighbours: `capability` before it,
+//! that were settled; [`Shared`], who owns which bit of CR0 or CR4; [`msr_bit`], the layout of the MSR bitmap. Neighbours: `capability` before it,
 //! `vmcs` and `lib` after it. Nothing here touches the processor.
 
 use crate::capability::{Capability, Features, Refusal};

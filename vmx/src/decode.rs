@@ -501,6 +501,16 @@ pub const fn instruction_error(number: u32) -> Option<&'static str> {
     })
 }
 
+/// What an exit reason with [`ENTRY_FAILURE`] means, SDM 3C 27.8 "VM-Entry Failures During or After Loading Guest State".
+pub const fn entry_failure(reason: Reason) -> Option<&'static str> {
+    Some(match reason {
+        Reason::INVALID_GUEST_STATE => "an invalid guest-state field",
+        Reason::MSR_LOADING => "an MSR that cannot be loaded",
+        Reason::MACHINE_CHECK => "a machine check while the guest was being loaded",
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,6 +39,9 @@ pub enum Outcome {
     FailInvalid = 2,
 }
 
+// The exit's way back leaves 0 behind by XOR.
+const _: () = assert!(Outcome::Exited as u64 == 0);
+
 /// Enters the guest of the current VMCS; returns with its exit.
 ///
 /// 1. Live from Rust: RDI the context, SIL whether to VMRESUME (1) or VMLAUNCH (0).

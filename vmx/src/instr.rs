@@ -261,12 +261,8 @@ macro_rules! selectors {
 }
 
 selectors! {
-    es = "mov {:x}, es";
     cs = "mov {:x}, cs";
     ss = "mov {:x}, ss";
-    ds = "mov {:x}, ds";
-    fs = "mov {:x}, fs";
-    gs = "mov {:x}, gs";
     tr = "str {:x}";
 }
 
@@ -313,17 +309,6 @@ pub fn deliver_nmi() {
 pub fn deliver_machine_check() {
     // SAFETY: the host's handler returns here with everything restored, or not at all.
     unsafe { asm!("int 18") };
-}
-
-/// XGETBV of XCR0.
-///
-/// # Safety
-/// CR4.OSXSAVE is set.
-pub unsafe fn xcr0() -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: the caller vouches for CR4.OSXSAVE; reading has no side effects.
-    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
-    u64::from(high) << 32 | u64::from(low)
 }
 
 /// XSETBV of XCR0.
