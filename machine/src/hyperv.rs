@@ -340,7 +340,7 @@ mod tests {
         partition.write(msr::REFERENCE_TSC, 0x4001, &mut vp, &ram, VMMCALL).unwrap();
         assert_eq!(ram.load(Gpa(0x4000), Width::Dword), Ok(1));
         let scale = ram.load(Gpa(0x4008), Width::Qword).unwrap();
-        let by_page = (u128::from(NOW.tsc) * u128::from(scale) >> 64) as u64;
+        let by_page = ((u128::from(NOW.tsc) * u128::from(scale)) >> 64) as u64;
         assert_eq!(partition.read(msr::TIME_REF_COUNT, &vp, NOW), Ok(by_page));
         assert!(by_page.abs_diff(100_000_000) <= 1, "10 s are 10^8 units: {by_page}");
     }

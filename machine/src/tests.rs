@@ -15,10 +15,10 @@ use devices::{ByteSink, ByteSource, Clock, Nanos, PowerEvent};
 use memory::{Gpa, GuestMemory, RegisterPage, SparseMemory, Width};
 use spin::Mutex;
 use vcpu::{
-    AccessKind, Answer, ArchState, ControlRegister, ControlWrite, Cpuid, CpuidAnswer, DescriptorTable, EntryFailure,
-    Event, Exception, ExceptionExit, Exit, Gpr, Hypercall, Instruction, InterruptDelivery, Length, Mailbox,
-    MemoryAccess, MsrRead, MsrWrite, NestedInstruction, PortRead, PortString, PortWrite, Post, RawExit, ScriptedVcpu,
-    Segment, SegmentName, Vcpu, Wake, Window, Xsetbv, cr0, cr4, efer,
+    AccessKind, Answer, ArchState, ControlRegister, ControlWrite, Cpuid, CpuidAnswer, EntryFailure, Event, Exception,
+    ExceptionExit, Exit, Gpr, Hypercall, Instruction, InterruptDelivery, Length, Mailbox, MemoryAccess, MsrRead,
+    MsrWrite, NestedInstruction, PortRead, PortString, PortWrite, Post, RawExit, ScriptedVcpu, Segment, SegmentName,
+    Vcpu, Wake, Window, Xsetbv, cr0, cr4, efer,
 };
 
 /// Where the test program stands.
