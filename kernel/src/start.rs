@@ -113,6 +113,7 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
     let options = Options::parse(&boot.command_line).unwrap_or_else(|error| refuse(error));
     if let Some(which) = options.self_test {
         self_test::run(which);
+        shutdown::end(Outcome::PoweredOff);
     }
     let virtualization = detect::detect().unwrap_or_else(|refusal| refuse(refusal));
     detect::report(&virtualization);
