@@ -57,7 +57,8 @@ pub fn acpi_layout(config: &MachineConfig) -> Layout {
         ioapic_id: 0,
         ioapic_base: layout::IOAPIC_BASE as u32,
         hpet: Some(acpi::Hpet { base: layout::HPET_BASE, block_id: HPET_BLOCK_ID }),
-        ecam: Window { start: layout::ECAM_BASE, size: layout::ECAM_SIZE },
+        // Bus 0 alone, for there are no bridges: systems probe every bus that they are told of, by two port accesses a slot.
+        ecam: Window { start: layout::ECAM_BASE, size: BUS_SIZE },
         pci_memory: Window { start: PCI_MEMORY, size: layout::IOAPIC_BASE - PCI_MEMORY },
         pci_memory_high: None,
         pm_base: layout::PM_BASE,
@@ -68,6 +69,8 @@ pub fn acpi_layout(config: &MachineConfig) -> Layout {
     }
 }
 
+/// Bytes of enhanced configuration space for one bus.
+const BUS_SIZE: u64 = 1 << 20;
 /// PCI BARs lie between ECAM and the IOAPIC.
 const PCI_MEMORY: u64 = layout::ECAM_BASE + layout::ECAM_SIZE;
 

@@ -244,8 +244,8 @@ impl<C: Context> Execution<'_, C> {
         !place.device && (memory.is_ram(place.gpa, 1) || (place.head != place.bytes && memory.is_ram(place.second, 1)))
     }
 
-    #[inline]
-    fn device_load(&mut self, gpa: Gpa, width: Width) -> u64 {
+    #[inline(always)]
+    pub(super) fn device_load(&mut self, gpa: Gpa, width: Width) -> u64 {
         match width {
             Width::Byte => {
                 let mut data = [0; 1];
@@ -270,8 +270,8 @@ impl<C: Context> Execution<'_, C> {
         }
     }
 
-    #[inline]
-    fn device_store(&mut self, gpa: Gpa, width: Width, value: u64) {
+    #[inline(always)]
+    pub(super) fn device_store(&mut self, gpa: Gpa, width: Width, value: u64) {
         match width {
             Width::Byte => self.context.device_write(gpa, &[value as u8]),
             Width::Word => self.context.device_write(gpa, &(value as u16).to_le_bytes()),

@@ -6,7 +6,8 @@
 use super::Context;
 use super::execute::Execution;
 use super::form::{AddressForm, NO_REGISTER, RIP};
-use vcpu::{AccessKind, CodeSize, Exception, Gpr, SegmentName, Vcpu, cr0, cr4, rflags};
+use memory::Width;
+use vcpu::{AccessKind, CodeSize, Exception, Gpr, SegmentAttributes, SegmentName, Vcpu, cr0, cr4, rflags};
 
 /// Whether `linear` is canonical under the processor's linear-address width.
 #[inline]
@@ -17,7 +18,7 @@ pub(super) fn is_canonical<V: Vcpu>(cpu: &V, linear: u64) -> bool {
 
 impl<C: Context> Execution<'_, C> {
     /// The offset within the segment, truncated to the address size.
-    #[inline]
+    #[inline(always)]
     pub(super) fn effective(&self, form: &AddressForm) -> u64 {
         let cpu = self.context.cpu();
         let mut offset = form.displacement;
@@ -30,6 +31,27 @@ impl<C: Context> Execution<'_, C> {
             offset = offset.wrapping_add(cpu.gpr(Gpr::from_number(form.index)) << (form.scale & 3));
         }
         offset & form.mask
+    }
+
+    /// The linear address of `width` bytes at `offset` in `name` in the plain cases: canonical, or in a writable segment that
+    /// grows upwards. `None` leaves the rest to [`Execution::linear`].
+    #[inline(always)]
+    pub(super) fn plain_linear(&self, name: SegmentName, offset: u64, width: Width) -> Option<u64> {
+        let cpu = self.context.cpu();
+        if self.code_size == CodeSize::Bits64 {
+            let linear = match name {
+                SegmentName::Fs | SegmentName::Gs => cpu.segment(name).base.wrapping_add(offset),
+                _ => offset,
+            };
+            // The sign extension of 48 bits; an aligned operand has no end elsewhere.
+            return ((linear << 16) as i64 >> 16 == linear as i64).then_some(linear);
+        }
+        let segment = cpu.segment(name);
+        // Data, writable, not expand-down; usable.
+        let plain =
+            segment.attributes.into_bits() & (SegmentAttributes::new().with_unusable(true).into_bits() | 0xe) == 2;
+        let last = offset.wrapping_add(width as u64 - 1);
+        (plain && last <= segment.limit.into()).then(|| segment.base.wrapping_add(offset) & 0xffff_ffff)
     }
 
     /// The linear address of `bytes` (1 to 32) at `offset` in `name`, whose segment allows the access.

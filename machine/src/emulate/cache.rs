@@ -55,7 +55,7 @@ impl Cache {
     ///
     /// # Errors
     /// Those of fetching, or [`Reason::Undecodable`].
-    #[inline]
+    #[inline(always)]
     pub fn decode<C: Context>(&mut self, context: &C, fetched: &mut Fetched) -> Result<&Decoded, Stop> {
         let index = slot_of(fetched.rip());
         if !self.slots[index].holds(fetched) {
@@ -83,7 +83,7 @@ impl Cache {
 }
 
 impl Slot {
-    #[inline]
+    #[inline(always)]
     fn holds(&self, fetched: &Fetched) -> bool {
         let length = self.decoded.length.bytes();
         self.code_size == Some(fetched.code_size())

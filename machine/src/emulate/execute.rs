@@ -10,7 +10,7 @@ use super::access::{Operands, Remembered};
 use super::arithmetic::{self, Computed};
 use super::form::{BitTest, Decoded, Multiply, NO_REGISTER, Operand, Operation, Shift, Signedness};
 use super::{Cause, Context, Reason, Stop};
-use memory::Width;
+use memory::{PAGE_SIZE, Width};
 use vcpu::rflags::{CF, ZF};
 use vcpu::{AccessKind, CodeSize, Exception, Gpr, Vcpu};
 
@@ -43,16 +43,39 @@ impl<'a, C: Context> Execution<'a, C> {
     }
 
     /// Executes it. The moves that drivers access devices with come first.
-    #[inline]
+    #[inline(always)]
     pub(super) fn run(&mut self, decoded: &Decoded) -> Result<Done, Stop> {
-        if decoded.operation == Operation::Move {
-            self.move_value(decoded)?;
+        if matches!(decoded.operation, Operation::Move) && self.move_where_the_exit_says(decoded) {
             return Ok(Done::Complete);
         }
-        self.run_other(decoded)
+        self.run_any(decoded)
     }
 
-    #[inline]
+    /// The move that made the exit, an aligned one: its address is known and allowed. False if this is something else.
+    #[inline(always)]
+    fn move_where_the_exit_says(&mut self, decoded: &Decoded) -> bool {
+        let Some(Cause::Access(gpa, allowed)) = self.cause else { return false };
+        let offset = self.effective(&decoded.address);
+        let Some(linear) = self.plain_linear(decoded.address.segment, offset, decoded.width) else { return false };
+        if (linear ^ gpa.0) % PAGE_SIZE != 0 || gpa.0 & (decoded.width as u64 - 1) != 0 {
+            return false;
+        }
+        if matches!(decoded.first, Operand::Memory) {
+            if allowed != AccessKind::Write {
+                return false;
+            }
+            let value = self.register_or_immediate(decoded, decoded.second);
+            self.device_store(gpa, decoded.width, value);
+        } else {
+            if allowed == AccessKind::Fetch {
+                return false;
+            }
+            let value = self.device_load(gpa, decoded.width);
+            self.set_register(decoded.first, decoded.width, value);
+        }
+        true
+    }
+
     fn move_value(&mut self, decoded: &Decoded) -> Result<(), Stop> {
         if decoded.first == Operand::Memory {
             let value = self.register_or_immediate(decoded, decoded.second);
@@ -67,7 +90,7 @@ impl<'a, C: Context> Execution<'a, C> {
     }
 
     #[inline(never)]
-    fn run_other(&mut self, decoded: &Decoded) -> Result<Done, Stop> {
+    fn run_any(&mut self, decoded: &Decoded) -> Result<Done, Stop> {
         match decoded.operation {
             Operation::Move => self.move_value(decoded)?,
             Operation::MoveZeroExtended => {

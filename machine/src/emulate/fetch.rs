@@ -6,7 +6,7 @@
 
 use super::walk::{Privilege, translate};
 use super::{Context, Reason, Stop};
-use memory::{Gpa, GuestMemory, PAGE_SIZE};
+use memory::{Gpa, GuestMemory, PAGE_SIZE, Width};
 use vcpu::{AccessKind, CodeSize, Exception, SegmentName, Vcpu};
 
 /// The longest instruction, SDM 2A 2.3.11 "AVX Instruction Length" and vol. 3A 7.15, #GP.
@@ -18,23 +18,8 @@ pub(super) struct Fetched {
     word: u128,
     /// How many of them are the guest's, 1 to 15.
     count: u8,
-    /// How many more the code segment's limit and the page's end leave behind `count`.
-    rest: Rest,
     code_size: CodeSize,
     rip: u64,
-}
-
-/// What stands behind the bytes that were fetched.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rest {
-    /// Nothing that belongs to this instruction: 15 bytes are there.
-    Full,
-    /// Another page, at this linear address; so many bytes are missing to 15 or to the segment's limit.
-    Page(u64, u8),
-    /// The end of the code segment.
-    Limit,
-    /// The hardware delivered less than 15 bytes; the rest has to be fetched.
-    Undelivered,
 }
 
 impl Fetched {
@@ -44,13 +29,12 @@ impl Fetched {
         for (to, from) in wide.iter_mut().zip(bytes) {
             *to = *from;
         }
-        let count = count.min(LONGEST);
+        let cpu = context.cpu();
         Fetched {
             word: u128::from_le_bytes(wide),
-            count,
-            rest: if count == LONGEST { Rest::Full } else { Rest::Undelivered },
-            code_size: context.cpu().code_size(),
-            rip: context.cpu().rip(),
+            count: count.min(LONGEST),
+            code_size: cpu.code_size(),
+            rip: cpu.rip(),
         }
     }
 
@@ -87,85 +71,94 @@ impl Fetched {
         (bytes, self.count)
     }
 
-    /// Gets the bytes that follow, because the decoder needs them.
+    /// Gets more bytes, because the decoder needs them: up to 15, from the next page too.
     ///
     /// # Errors
     /// What the processor would raise on fetching them; [`Reason::Undecodable`] when there are 15 already.
     #[cold]
+    #[inline(never)]
     pub fn extend<C: Context>(&mut self, context: &C) -> Result<(), Stop> {
-        match self.rest {
-            Rest::Full => Err(Stop::Refused(Reason::Undecodable)),
-            Rest::Limit => Err(Stop::Fault(Exception::general_protection(0))),
-            Rest::Undelivered => {
-                *self = fetch(context)?;
-                Ok(())
-            }
-            Rest::Page(linear, missing) => {
-                if self.code_size == CodeSize::Bits64 && !super::address::is_canonical(context.cpu(), linear) {
-                    return Err(Stop::Fault(Exception::general_protection(0)));
-                }
-                let gpa = translate(context, linear, AccessKind::Fetch, Privilege::of(context.cpu().cpl()))?;
-                let mut bytes = self.word.to_le_bytes();
-                let start = usize::from(self.count);
-                let end = start + usize::from(missing);
-                if let Some(into) = bytes.get_mut(start..end) {
-                    read(context, gpa, into)?;
-                }
-                self.word = u128::from_le_bytes(bytes);
-                self.count = end as u8;
-                self.rest = if self.count == LONGEST { Rest::Full } else { Rest::Limit };
-                Ok(())
-            }
+        if self.count >= LONGEST {
+            return Err(Stop::Refused(Reason::Undecodable));
         }
+        let (linear, left) = start(context, self.code_size, self.rip)?;
+        let wanted = left.min(LONGEST.into());
+        let in_page = wanted.min(PAGE_SIZE - linear % PAGE_SIZE);
+        let privilege = Privilege::of(context.cpu().cpl());
+        let mut bytes = [0; 16];
+        let (head, tail) = bytes.split_at_mut(in_page as usize);
+        if u64::from(self.count) < in_page {
+            read(context, translate(context, linear, AccessKind::Fetch, privilege)?, head)?;
+            self.count = in_page as u8;
+        } else if in_page < wanted {
+            let mut next = linear.wrapping_add(in_page);
+            if self.code_size != CodeSize::Bits64 {
+                next &= 0xffff_ffff;
+            } else if !super::address::is_canonical(context.cpu(), next) {
+                return Err(Stop::Fault(Exception::general_protection(0)));
+            }
+            // Both parts are fetched, so that they are of one time.
+            read(context, translate(context, linear, AccessKind::Fetch, privilege)?, head)?;
+            let gpa = translate(context, next, AccessKind::Fetch, privilege)?;
+            if let Some(into) = tail.get_mut(..(wanted - in_page) as usize) {
+                read(context, gpa, into)?;
+            }
+            self.count = wanted as u8;
+        } else {
+            // All that the code segment has is there, and the instruction goes on.
+            return Err(Stop::Fault(Exception::general_protection(0)));
+        }
+        self.word = u128::from_le_bytes(bytes);
+        Ok(())
     }
 }
 
-/// Reads the bytes at RIP, up to 15, as far as the first page and the code segment reach.
+/// The linear address of RIP, and how many bytes the code segment has from there on.
+#[inline(always)]
+fn start<C: Context>(context: &C, code_size: CodeSize, rip: u64) -> Result<(u64, u64), Stop> {
+    if code_size == CodeSize::Bits64 {
+        return Ok((rip, u64::MAX));
+    }
+    let code = context.cpu().segment(SegmentName::Cs);
+    match u64::from(code.limit).checked_sub(rip) {
+        Some(behind) => Ok((code.base.wrapping_add(rip) & 0xffff_ffff, behind + 1)),
+        None => Err(Stop::Fault(Exception::general_protection(0))),
+    }
+}
+
+/// Reads the bytes at RIP: usually 9 to 15 of them, by two aligned loads; less at the end of a page or of the segment.
 ///
 /// # Errors
 /// #GP(0) past the segment's limit, the page faults of a fetch, [`Reason::Code`] where there is nothing to fetch from.
-#[inline]
+#[inline(always)]
 pub(super) fn fetch<C: Context>(context: &C) -> Result<Fetched, Stop> {
     let cpu = context.cpu();
     let (code_size, rip) = (cpu.code_size(), cpu.rip());
-    let (linear, left) = match code_size {
-        CodeSize::Bits64 => (rip, u64::MAX),
-        CodeSize::Bits32 | CodeSize::Bits16 => {
-            let code = cpu.segment(SegmentName::Cs);
-            let Some(behind) = u64::from(code.limit).checked_sub(rip) else {
-                return Err(Stop::Fault(Exception::general_protection(0)));
-            };
-            (code.base.wrapping_add(rip) & 0xffff_ffff, behind + 1)
-        }
-    };
+    let (linear, left) = start(context, code_size, rip)?;
     let gpa = translate(context, linear, AccessKind::Fetch, Privilege::of(cpu.cpl()))?;
-    let in_page = PAGE_SIZE - linear % PAGE_SIZE;
-    let mut bytes = [0; 16];
-    if in_page >= 16 && left >= LONGEST.into() {
-        // The sixteenth byte is in the same page and of no meaning; a fixed size copies faster.
-        read(context, gpa, &mut bytes)?;
-        return Ok(Fetched { word: u128::from_le_bytes(bytes), count: LONGEST, rest: Rest::Full, code_size, rip });
-    }
-    let wanted = left.min(LONGEST.into()) as u8;
-    let count = in_page.min(wanted.into()) as u8;
-    if let Some(into) = bytes.get_mut(..usize::from(count)) {
-        read(context, gpa, into)?;
-    }
-    let rest = if count < wanted {
-        let mut next = linear.wrapping_add(count.into());
-        if code_size != CodeSize::Bits64 {
-            next &= 0xffff_ffff;
+    let skip = gpa.0 % 8;
+    let aligned = gpa.0 - skip;
+    if aligned % PAGE_SIZE <= PAGE_SIZE - 16 && left >= LONGEST.into() {
+        let memory = context.memory();
+        let first = memory.load(Gpa(aligned), Width::Qword);
+        let second = memory.load(Gpa(aligned + 8), Width::Qword);
+        if let (Ok(first), Ok(second)) = (first, second) {
+            let word = (u128::from(first) | u128::from(second) << 64) >> (skip * 8);
+            return Ok(Fetched { word, count: (16 - skip as u8).min(LONGEST), code_size, rip });
         }
-        Rest::Page(next, wanted - count)
-    } else if count == LONGEST {
-        Rest::Full
-    } else {
-        Rest::Limit
-    };
-    Ok(Fetched { word: u128::from_le_bytes(bytes), count, rest, code_size, rip })
+    }
+    fetch_bytes(context, code_size, rip)
 }
 
-#[inline]
+/// As [`fetch`], where words cannot be loaded: near an end, or from ROM.
+#[cold]
+#[inline(never)]
+fn fetch_bytes<C: Context>(context: &C, code_size: CodeSize, rip: u64) -> Result<Fetched, Stop> {
+    let mut fetched = Fetched { word: 0, count: 0, code_size, rip };
+    fetched.extend(context)?;
+    Ok(fetched)
+}
+
 fn read<C: Context>(context: &C, gpa: Gpa, into: &mut [u8]) -> Result<(), Stop> {
     if context.memory().read(gpa, into).is_ok() || context.fetch_outside_ram(gpa, into) {
         Ok(())

@@ -193,7 +193,7 @@ impl Emulator {
         self.emulate(context, fetched, None)
     }
 
-    #[inline]
+    #[inline(always)]
     fn emulate<C: Context>(
         &mut self,
         context: &mut C,

@@ -30,7 +30,7 @@ impl<C: Context> Execution<'_, C> {
     }
 
     /// The value of an operand that is in no memory, in the operation's width.
-    #[inline]
+    #[inline(always)]
     pub(super) fn register_or_immediate(&self, decoded: &Decoded, operand: Operand) -> u64 {
         let cpu = self.context.cpu();
         match operand {
@@ -43,7 +43,7 @@ impl<C: Context> Execution<'_, C> {
     }
 
     /// Writes a register operand of `width`: 32 bits clear the upper half, 8 and 16 leave the rest.
-    #[inline]
+    #[inline(always)]
     pub(super) fn set_register(&mut self, operand: Operand, width: Width, value: u64) {
         match operand {
             Operand::Gpr(number) => self.set_gpr(Gpr::from_number(number), width, value),
@@ -57,7 +57,7 @@ impl<C: Context> Execution<'_, C> {
     }
 
     /// Writes the low part of a general-purpose register as an instruction of `width` does.
-    #[inline]
+    #[inline(always)]
     pub(super) fn set_gpr(&mut self, register: Gpr, width: Width, value: u64) {
         let value = match width {
             Width::Qword | Width::Dword => value & width.mask(),

@@ -71,14 +71,78 @@ const ATTEMPTS: u32 = 4;
 ///
 /// # Errors
 /// A page fault; [`Reason::PageTable`] for tables outside RAM; [`Stop::Again`] when other CPUs keep changing the tables.
-#[inline]
+#[inline(always)]
 pub fn translate<C: Context>(context: &C, linear: u64, kind: AccessKind, privilege: Privilege) -> Result<Gpa, Stop> {
-    let cpu = context.cpu();
-    let cr0 = cpu.cr0();
-    if cr0 & cr0::PG == 0 {
+    if context.cpu().cr0() & cr0::PG == 0 {
         return Ok(Gpa(linear & 0xffff_ffff));
     }
-    let walk = Walk { context, linear, kind, privilege, cr0, cr4: cpu.cr4(), efer: cpu.efer() };
+    match plain(context, linear, kind, privilege) {
+        Some(gpa) => Ok(gpa),
+        None => translate_any(context, linear, kind, privilege),
+    }
+}
+
+/// The plain case of 4-level paging, which each exit of a 64-bit guest meets: every entry is present, valid and marked, the
+/// rights are there and no key takes part. `None` leaves the rest, faults included, to the whole walk.
+#[inline(never)]
+fn plain<C: Context>(context: &C, linear: u64, kind: AccessKind, privilege: Privilege) -> Option<Gpa> {
+    let cpu = context.cpu();
+    let (cr4, efer) = (cpu.cr4(), cpu.efer());
+    if efer & efer::LMA == 0 || cr4 & (cr4::LA57 | cr4::PKE | cr4::PKS) != 0 {
+        return None;
+    }
+    let limits = context.paging_limits();
+    let mut table = cpu.cr3() & entry::ADDRESS;
+    let mut all = u64::MAX;
+    let mut any = 0;
+    let mut shift = 39;
+    let leaf = loop {
+        let at = table | (linear >> shift & 0x1ff) << 3;
+        let value = context.memory().load(Gpa(at), Width::Qword).ok()?;
+        all &= value;
+        any |= value;
+        if value & entry::PRESENT == 0 {
+            return None;
+        }
+        if shift == 12 || value & entry::LARGE != 0 {
+            break value;
+        }
+        table = value & entry::ADDRESS;
+        shift -= 9;
+    };
+    let offset = (1u64 << shift) - 1;
+    let mut reserved = entry::ADDRESS & u64::MAX << limits.physical_address_bits.clamp(32, 52);
+    if efer & efer::NXE == 0 {
+        reserved |= entry::NO_EXECUTE;
+    }
+    let misplaced = shift > 12 && (shift > 30 || leaf & offset & 0xffff_e000 != 0);
+    if any & reserved != 0 || misplaced || (shift == 30 && !limits.gigabyte_pages) {
+        return None;
+    }
+    let mut needed = entry::ACCESSED;
+    match kind {
+        AccessKind::Read => {}
+        AccessKind::Write => needed |= entry::WRITABLE,
+        AccessKind::Fetch if any & entry::NO_EXECUTE != 0 => return None,
+        AccessKind::Fetch => {}
+    }
+    if privilege == Privilege::User {
+        needed |= entry::USER;
+    } else if all & entry::USER != 0 && cr4 & (cr4::SMEP | cr4::SMAP) != 0 {
+        return None;
+    }
+    if all & needed != needed || (kind == AccessKind::Write && leaf & entry::DIRTY == 0) {
+        return None;
+    }
+    Some(Gpa(leaf & entry::ADDRESS & !offset | linear & offset))
+}
+
+/// The whole walk, in every mode.
+#[cold]
+#[inline(never)]
+fn translate_any<C: Context>(context: &C, linear: u64, kind: AccessKind, privilege: Privilege) -> Result<Gpa, Stop> {
+    let cpu = context.cpu();
+    let walk = Walk { context, linear, kind, privilege, cr0: cpu.cr0(), cr4: cpu.cr4(), efer: cpu.efer() };
     let root = cpu.cr3();
     for _ in 0..ATTEMPTS {
         let found = if walk.efer & efer::LMA != 0 {
@@ -119,7 +183,6 @@ struct Step {
 
 impl<C: Context> Walk<'_, C> {
     /// Entries of 8 bytes: PAE (3 levels), 4 or 5 levels. `None`: an entry changed meanwhile.
-    #[inline]
     fn wide(&self, root: u64, levels: usize) -> Result<Option<Gpa>, Stop> {
         let limits = self.context.paging_limits();
         let mut always_reserved = entry::ADDRESS & (u64::MAX << limits.physical_address_bits.clamp(32, 52));
@@ -215,14 +278,12 @@ impl<C: Context> Walk<'_, C> {
         Ok(Some(Gpa(page & 0xffff_f000 | self.linear & 0xfff)))
     }
 
-    #[inline]
     fn load(&self, at: u64, width: Width) -> Result<u64, Stop> {
         self.context.memory().load(Gpa(at), width).map_err(|_| Stop::Refused(Reason::PageTable(Gpa(at))))
     }
 
     /// SDM 3A 5.6.1 "Determination of Access Rights". `rights` has WRITABLE and USER where all levels have them, `no_execute`
     /// NO_EXECUTE where any has it, `leaf` is the entry with the protection key.
-    #[inline]
     fn permit(&self, rights: u64, no_execute: u64, leaf: u64) -> Result<(), Stop> {
         let user_page = rights & entry::USER != 0;
         let writable = rights & entry::WRITABLE != 0;
@@ -247,7 +308,6 @@ impl<C: Context> Walk<'_, C> {
     }
 
     /// Supervisor-mode access prevention.
-    #[inline]
     fn may_touch_user_pages(&self) -> bool {
         self.cr4 & cr4::SMAP == 0
             || (self.privilege == Privilege::Supervisor && self.context.cpu().rflags() & rflags::AC != 0)
@@ -255,7 +315,6 @@ impl<C: Context> Walk<'_, C> {
 
     /// Sets accessed flags in all steps from `leaf` up, and the dirty flag in the leaf of a write. `rights` has ACCESSED where
     /// all steps have it. False: an entry changed meanwhile.
-    #[inline]
     fn mark(&self, steps: &[Step; MOST_LEVELS], leaf: usize, rights: u64, width: Width) -> Result<bool, Stop> {
         let leaf_index = leaf - 1;
         let dirty = if self.kind == AccessKind::Write { entry::DIRTY } else { 0 };
