@@ -1,8 +1,8 @@
 //! The memory of one VM's control structures: second-level tables, vCPU regions. Reserved in one piece when the VM is
 //! created, freed whole when it goes.
 //!
-//! Key types: [`Arena`], a [`FrameSource`], and [`HostFrames`], the same over all of the host's RAM. A VM that wants more than its arena has gets an error, whatever the host has
-//! left.
+//! Key type: [`Arena`], a [`FrameSource`]. Whoever wants more than the arena has gets an error, whatever the host has left.
+//! The host's own per-CPU regions come from one too.
 
 use crate::frames::{Bookkeeping, FRAME_SIZE, Frames};
 use crate::lock::Lock;
@@ -44,33 +44,6 @@ impl Arena {
     pub fn usage(&self) -> (u64, u64) {
         let frames = self.frames.lock();
         (frames.total_bytes() - frames.free_bytes(), frames.total_bytes())
-    }
-}
-
-/// The host's own frames, for what belongs to a CPU and no VM.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HostFrames;
-
-impl FrameSource for HostFrames {
-    fn allocate(&self, count: usize) -> Result<Hpa, OutOfFrames> {
-        let bytes = (count as u64).checked_mul(FRAME_SIZE).ok_or(OutOfFrames)?;
-        let first = match count {
-            1 => ram::allocate_zeroed_frame(),
-            _ => ram::allocate_zeroed(bytes, FRAME_SIZE).map(|range| range.start),
-        };
-        first.map(Hpa).ok_or(OutOfFrames)
-    }
-
-    fn free(&self, first: Hpa, count: usize) {
-        ram::free(PhysicalRange { start: first.0, end: first.0 + count as u64 * FRAME_SIZE });
-    }
-
-    fn pointer(&self, frame: Hpa) -> NonNull<u8> {
-        ram::pointer(frame.0)
-    }
-
-    fn physical(&self, data: NonNull<u8>) -> Hpa {
-        Hpa(ram::physical_of(data))
     }
 }
 

@@ -68,5 +68,4 @@ bare_metal!(
     stacks,
     start,
     vm,
-    vcpu_host,
 );

@@ -23,11 +23,11 @@ pub struct Options<'a> {
     pub kernel: Option<&'a str>,
     /// The module that is its initial RAM disk.
     pub initrd: Option<&'a str>,
-    /// Whether, and which of, the host's own parts are tried before guests start.
     /// Whether the guest has the Hyper-V interface.
     pub hyperv: bool,
     /// Whether the guest has QEMU's debug-exit port.
     pub debug_exit: bool,
+    /// Whether, and which of, the host's own parts are tried instead of starting a guest.
     pub self_test: Option<SelfTest>,
 }
 

@@ -120,7 +120,10 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
     let plan = plan(&options, boot, wall_time.unwrap_or(0)).unwrap_or_else(|error| refuse(error));
     match virtualization {
         Virtualization::Svm(capability) => run(&svm::Svm::new(capability), plan),
-        Virtualization::Vmx(_) => refuse("guests on Intel VT-x are not built yet; use a computer with AMD-V"),
+        Virtualization::Vmx(capability) => {
+            let vmx = vmx::Vmx::new(capability, vmx::ApicVirtualization::Off);
+            run(&vmx.unwrap_or_else(|refusal| refuse(refusal)), plan)
+        }
     }
 }
 
