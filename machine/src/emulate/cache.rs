@@ -51,11 +51,17 @@ impl Cache {
         }
     }
 
+    /// The instruction in digested form, if it is here.
+    #[inline(always)]
+    pub fn find(&self, fetched: &Fetched) -> Option<&Decoded> {
+        let slot = &self.slots[slot_of(fetched.rip())];
+        slot.holds(fetched).then_some(&slot.decoded)
+    }
+
     /// The instruction at RIP in digested form; more bytes are fetched if it needs them.
     ///
     /// # Errors
     /// Those of fetching, or [`Reason::Undecodable`].
-    #[inline(always)]
     pub fn decode<C: Context>(&mut self, context: &C, fetched: &mut Fetched) -> Result<&Decoded, Stop> {
         let index = slot_of(fetched.rip());
         if !self.slots[index].holds(fetched) {

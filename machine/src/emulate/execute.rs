@@ -42,18 +42,13 @@ impl<'a, C: Context> Execution<'a, C> {
         Execution { context, code_size, rip, cause, read: Remembered::NOTHING, written: Remembered::NOTHING }
     }
 
-    /// Executes it. The moves that drivers access devices with come first.
+    /// Executes an aligned move to or from the address that the exit names and allows. False if this is something else;
+    /// nothing has happened then.
     #[inline(always)]
-    pub(super) fn run(&mut self, decoded: &Decoded) -> Result<Done, Stop> {
-        if matches!(decoded.operation, Operation::Move) && self.move_where_the_exit_says(decoded) {
-            return Ok(Done::Complete);
+    pub(super) fn run_plain_move(&mut self, decoded: &Decoded) -> bool {
+        if !matches!(decoded.operation, Operation::Move) {
+            return false;
         }
-        self.run_any(decoded)
-    }
-
-    /// The move that made the exit, an aligned one: its address is known and allowed. False if this is something else.
-    #[inline(always)]
-    fn move_where_the_exit_says(&mut self, decoded: &Decoded) -> bool {
         let Some(Cause::Access(gpa, allowed)) = self.cause else { return false };
         let offset = self.effective(&decoded.address);
         let Some(linear) = self.plain_linear(decoded.address.segment, offset, decoded.width) else { return false };
@@ -89,8 +84,8 @@ impl<'a, C: Context> Execution<'a, C> {
         Ok(())
     }
 
-    #[inline(never)]
-    fn run_any(&mut self, decoded: &Decoded) -> Result<Done, Stop> {
+    /// Executes it.
+    pub(super) fn run(&mut self, decoded: &Decoded) -> Result<Done, Stop> {
         match decoded.operation {
             Operation::Move => self.move_value(decoded)?,
             Operation::MoveZeroExtended => {

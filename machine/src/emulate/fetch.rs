@@ -4,7 +4,7 @@
 //! segment and the guest's page tables. The second page of an instruction that may cross one is only touched when the
 //! decoder asks for it, since the processor would not fault on it otherwise.
 
-use super::walk::{Privilege, translate};
+use super::walk::{Privilege, translate, translate_plain};
 use super::{Context, Reason, Stop};
 use memory::{Gpa, GuestMemory, PAGE_SIZE, Width};
 use vcpu::{AccessKind, CodeSize, Exception, SegmentName, Vcpu};
@@ -114,7 +114,6 @@ impl Fetched {
 }
 
 /// The linear address of RIP, and how many bytes the code segment has from there on.
-#[inline(always)]
 fn start<C: Context>(context: &C, code_size: CodeSize, rip: u64) -> Result<(u64, u64), Stop> {
     if code_size == CodeSize::Bits64 {
         return Ok((rip, u64::MAX));
@@ -126,35 +125,42 @@ fn start<C: Context>(context: &C, code_size: CodeSize, rip: u64) -> Result<(u64,
     }
 }
 
-/// Reads the bytes at RIP: usually 9 to 15 of them, by two aligned loads; less at the end of a page or of the segment.
+/// Reads the bytes at RIP in the plain cases: 9 to 15 of them, in RAM, away from the ends of page and segment, by two
+/// aligned loads. `None` leaves the rest, faults included, to [`fetch`].
+#[inline(always)]
+pub(super) fn fetch_plain<C: Context>(context: &C) -> Option<Fetched> {
+    let cpu = context.cpu();
+    let (code_size, rip) = (cpu.code_size(), cpu.rip());
+    let linear = if code_size == CodeSize::Bits64 {
+        rip
+    } else {
+        let code = cpu.segment(SegmentName::Cs);
+        if rip.wrapping_add(LONGEST.into()) > code.limit.into() {
+            return None;
+        }
+        code.base.wrapping_add(rip) & 0xffff_ffff
+    };
+    let gpa = translate_plain(context, linear, AccessKind::Fetch, Privilege::of(cpu.cpl()))?;
+    let skip = gpa.0 % 8;
+    let aligned = gpa.0 - skip;
+    if aligned % PAGE_SIZE > PAGE_SIZE - 16 {
+        return None;
+    }
+    let first = context.memory().load(Gpa(aligned), Width::Qword).ok()?;
+    let second = context.memory().load(Gpa(aligned.wrapping_add(8)), Width::Qword).ok()?;
+    let word = (u128::from(first) | u128::from(second) << 64) >> (skip * 8);
+    Some(Fetched { word, count: (16 - skip as u8).min(LONGEST), code_size, rip })
+}
+
+/// Reads the bytes at RIP, up to 15, as far as the first page and the code segment reach.
 ///
 /// # Errors
 /// #GP(0) past the segment's limit, the page faults of a fetch, [`Reason::Code`] where there is nothing to fetch from.
-#[inline(always)]
-pub(super) fn fetch<C: Context>(context: &C) -> Result<Fetched, Stop> {
-    let cpu = context.cpu();
-    let (code_size, rip) = (cpu.code_size(), cpu.rip());
-    let (linear, left) = start(context, code_size, rip)?;
-    let gpa = translate(context, linear, AccessKind::Fetch, Privilege::of(cpu.cpl()))?;
-    let skip = gpa.0 % 8;
-    let aligned = gpa.0 - skip;
-    if aligned % PAGE_SIZE <= PAGE_SIZE - 16 && left >= LONGEST.into() {
-        let memory = context.memory();
-        let first = memory.load(Gpa(aligned), Width::Qword);
-        let second = memory.load(Gpa(aligned + 8), Width::Qword);
-        if let (Ok(first), Ok(second)) = (first, second) {
-            let word = (u128::from(first) | u128::from(second) << 64) >> (skip * 8);
-            return Ok(Fetched { word, count: (16 - skip as u8).min(LONGEST), code_size, rip });
-        }
-    }
-    fetch_bytes(context, code_size, rip)
-}
-
-/// As [`fetch`], where words cannot be loaded: near an end, or from ROM.
 #[cold]
 #[inline(never)]
-fn fetch_bytes<C: Context>(context: &C, code_size: CodeSize, rip: u64) -> Result<Fetched, Stop> {
-    let mut fetched = Fetched { word: 0, count: 0, code_size, rip };
+pub(super) fn fetch<C: Context>(context: &C) -> Result<Fetched, Stop> {
+    let cpu = context.cpu();
+    let mut fetched = Fetched { word: 0, count: 0, code_size: cpu.code_size(), rip: cpu.rip() };
     fetched.extend(context)?;
     Ok(fetched)
 }

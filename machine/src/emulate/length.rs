@@ -4,7 +4,7 @@
 //! prefixes or rare forms the decoder is asked. If another CPU has meanwhile put another instruction there, the answer is
 //! [`Stop::Again`]: the guest is entered and what is there now decides.
 
-use super::fetch::{self, Fetched};
+use super::fetch;
 use super::form::Operation;
 use super::{Context, Emulator, Stop};
 use iced_x86::{Instruction, Mnemonic, OpKind};
@@ -111,27 +111,21 @@ impl Emulator {
     /// [`Stop::Again`] if another instruction is there by now; what a fetch can raise.
     #[inline]
     pub fn length<C: Context>(&mut self, context: &mut C, expected: Exiting) -> Result<Length, Stop> {
-        let fetched = fetch::fetch(context)?;
         let (encoding, bytes) = expected.encoding();
-        let ones = u32::MAX >> (32 - 8 * u32::from(bytes)).min(31);
-        if bytes != 0
-            && bytes <= fetched.count()
-            && fetched.word() as u32 & ones == encoding
-            && let Some(length) = Length::new(bytes)
-        {
-            return Ok(length);
+        if let (Some(fetched), Some(length)) = (fetch::fetch_plain(context), Length::new(bytes)) {
+            // A plain fetch has 9 bytes at least.
+            let ones = u32::MAX >> (32 - 8 * u32::from(bytes)).min(31);
+            if fetched.word() as u32 & ones == encoding {
+                return Ok(length);
+            }
         }
-        self.decoded_length(context, fetched, expected)
+        self.decoded_length(context, expected)
     }
 
     #[cold]
     #[inline(never)]
-    fn decoded_length<C: Context>(
-        &mut self,
-        context: &mut C,
-        mut fetched: Fetched,
-        expected: Exiting,
-    ) -> Result<Length, Stop> {
+    fn decoded_length<C: Context>(&mut self, context: &mut C, expected: Exiting) -> Result<Length, Stop> {
+        let mut fetched = fetch::fetch(context)?;
         let decoded = self.cache.decode(context, &mut fetched)?;
         if decoded.operation == Operation::Exiting(expected) { Ok(decoded.length) } else { Err(Stop::Again) }
     }

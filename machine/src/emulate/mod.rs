@@ -172,38 +172,44 @@ impl Emulator {
     /// Executes the instruction that made `access`.
     #[inline]
     pub fn access<C: Context>(&mut self, context: &mut C, access: &MemoryAccess) -> Outcome {
-        let fetched = match access.bytes {
-            (bytes, count @ 1..) => Ok(Fetched::from_hardware(context, &bytes, count)),
-            _ => fetch::fetch(context),
-        };
-        // The translation of an access within the walk is that of a table entry, not of an operand.
+        // The address of an access within the walk is that of a table entry, not of an operand.
         let cause = (!access.in_page_walk).then_some(Cause::Access(access.gpa, access.kind));
+        let fetched = match access.bytes {
+            (bytes, count @ 1..) => Fetched::from_hardware(context, &bytes, count),
+            _ => match fetch::fetch_plain(context) {
+                Some(fetched) => fetched,
+                None => return self.emulate_at_rip(context, cause),
+            },
+        };
+        // What most exits are: a move that is in the cache, to or from the address that the exit names.
+        if let Some(decoded) = self.cache.find(&fetched)
+            && Execution::new(context, fetched.code_size(), fetched.rip(), cause).run_plain_move(decoded)
+        {
+            return Outcome::Complete(decoded.length);
+        }
         self.emulate(context, fetched, cause)
     }
 
     /// Executes the INS or OUTS that made `request`, up to a bounded number of elements.
     pub fn port_string<C: Context>(&mut self, context: &mut C, request: &PortString) -> Outcome {
-        let fetched = fetch::fetch(context);
-        self.emulate(context, fetched, Some(Cause::Port(request.port)))
+        self.emulate_at_rip(context, Some(Cause::Port(request.port)))
     }
 
     /// Executes the instruction at RIP, of whose exit nothing is known.
     pub fn instruction<C: Context>(&mut self, context: &mut C) -> Outcome {
-        let fetched = fetch::fetch(context);
-        self.emulate(context, fetched, None)
+        self.emulate_at_rip(context, None)
     }
 
-    #[inline(always)]
-    fn emulate<C: Context>(
-        &mut self,
-        context: &mut C,
-        fetched: Result<Fetched, Stop>,
-        cause: Option<Cause>,
-    ) -> Outcome {
-        let mut fetched = match fetched {
-            Ok(fetched) => fetched,
-            Err(stop) => return Outcome::of(stop, None),
-        };
+    #[inline(never)]
+    fn emulate_at_rip<C: Context>(&mut self, context: &mut C, cause: Option<Cause>) -> Outcome {
+        match fetch::fetch_plain(context).map_or_else(|| fetch::fetch(context), Ok) {
+            Ok(fetched) => self.emulate(context, fetched, cause),
+            Err(stop) => Outcome::of(stop, None),
+        }
+    }
+
+    #[inline(never)]
+    fn emulate<C: Context>(&mut self, context: &mut C, mut fetched: Fetched, cause: Option<Cause>) -> Outcome {
         let decoded = match self.cache.decode(context, &mut fetched) {
             Ok(decoded) => decoded,
             Err(stop) => return Outcome::of(stop, Some(&fetched)),

@@ -71,15 +71,26 @@ const ATTEMPTS: u32 = 4;
 ///
 /// # Errors
 /// A page fault; [`Reason::PageTable`] for tables outside RAM; [`Stop::Again`] when other CPUs keep changing the tables.
-#[inline(always)]
+#[inline]
 pub fn translate<C: Context>(context: &C, linear: u64, kind: AccessKind, privilege: Privilege) -> Result<Gpa, Stop> {
-    if context.cpu().cr0() & cr0::PG == 0 {
-        return Ok(Gpa(linear & 0xffff_ffff));
-    }
-    match plain(context, linear, kind, privilege) {
+    match translate_plain(context, linear, kind, privilege) {
         Some(gpa) => Ok(gpa),
         None => translate_any(context, linear, kind, privilege),
     }
+}
+
+/// As [`translate`] without paging, and where [`plain`] knows the answer.
+#[inline(always)]
+pub(super) fn translate_plain<C: Context>(
+    context: &C,
+    linear: u64,
+    kind: AccessKind,
+    privilege: Privilege,
+) -> Option<Gpa> {
+    if context.cpu().cr0() & cr0::PG == 0 {
+        return Some(Gpa(linear & 0xffff_ffff));
+    }
+    plain(context, linear, kind, privilege)
 }
 
 /// The plain case of 4-level paging, which each exit of a 64-bit guest meets: every entry is present, valid and marked, the
