@@ -35,7 +35,7 @@ pub mod vpid;
 
 use crate::capability::{Capability, Features, Refusal};
 use crate::checks::{DEBUGCTL_BTF, PENDING_SINGLE_STEP, interruptibility};
-use crate::controls::{ApicVirtualization, Controls, MsrAccess, Primary, STRAIGHT, Shared as SharedBits, TSC_AUX};
+use crate::controls::{ApicVirtualization, Controls, MsrAccess, STRAIGHT, Shared as SharedBits, TSC_AUX};
 use crate::decode::{ENTRY_FAILURE, EntryEvent, Gathered, Interruption, Needs, Reason, decode};
 use crate::entry::{Context, Outcome};
 use crate::paging::{ExtendedTables, root_table};
@@ -695,16 +695,19 @@ impl VmxVcpu {
         self.write_windows(self.windows.armed_for(tpr, delivers));
     }
 
+    #[inline]
     fn write_windows(&mut self, windows: Windows) {
-        let vmcs = self.vmcs.current();
-        let before = self.windows;
-        if windows.threshold != before.threshold {
-            vmcs.write(field::TPR_THRESHOLD, windows.threshold.into());
+        if windows != self.windows {
+            self.change_windows(windows);
         }
-        if (windows.interrupt_armed, windows.nmi_armed) != (before.interrupt_armed, before.nmi_armed) {
-            let settled: Primary = self.shared.controls.primary;
-            vmcs.set_windows(settled, windows.interrupt_armed, windows.nmi_armed);
-        }
+    }
+
+    #[cold]
+    fn change_windows(&mut self, windows: Windows) {
+        let visit = self.vmcs.visit();
+        visit.write(field::TPR_THRESHOLD, windows.threshold.into());
+        visit.set_windows(self.shared.controls.primary, windows.interrupt_armed, windows.nmi_armed);
+        drop(visit);
         self.due.set(Due::THRESHOLD, windows.threshold != 0);
         self.windows = windows;
     }
@@ -1015,7 +1018,7 @@ impl Vcpu for VmxVcpu {
 
     fn set_tsc(&mut self, value: u64) {
         self.tsc_offset = value.wrapping_sub(instr::rdtsc());
-        self.vmcs.current().write(field::TSC_OFFSET, self.tsc_offset);
+        self.vmcs.visit().write(field::TSC_OFFSET, self.tsc_offset);
     }
 
     fn set_run_limit(&mut self, host_tsc: Option<u64>) {
@@ -1023,7 +1026,7 @@ impl Vcpu for VmxVcpu {
             return;
         }
         if host_tsc.is_none() && self.deadline.is_some() {
-            self.vmcs.current().write(field::PREEMPTION_TIMER, u32::MAX);
+            self.vmcs.visit().write(field::PREEMPTION_TIMER, u32::MAX);
         }
         self.deadline = host_tsc;
     }
@@ -1180,7 +1183,7 @@ impl Vcpu for VmxVcpu {
 
     fn set_eoi_exits(&mut self, vectors: [u64; 4]) {
         if self.shared.controls.deliver_interrupts() {
-            let vmcs = self.vmcs.current();
+            let vmcs = self.vmcs.visit();
             let fields = [field::EOI_EXIT_0, field::EOI_EXIT_1, field::EOI_EXIT_2, field::EOI_EXIT_3];
             for (field, bits) in fields.into_iter().zip(vectors) {
                 vmcs.write(field, bits);

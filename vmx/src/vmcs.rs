@@ -139,7 +139,7 @@ impl Vmcs {
     /// `secondary` was settled for this processor, and the MSR bitmap fits it.
     pub unsafe fn set_secondary(&self, secondary: Secondary) {
         // SAFETY: by the caller's promise.
-        unsafe { self.current().write_delicate(field::SECONDARY_CONTROLS, self.secondary(secondary).bits()) };
+        unsafe { self.visit().write_delicate(field::SECONDARY_CONTROLS, self.secondary(secondary).bits()) };
     }
 
     /// What the VMCS points to.
