@@ -121,7 +121,7 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
     match virtualization {
         Virtualization::Svm(capability) => run(&svm::Svm::new(capability), plan),
         Virtualization::Vmx(capability) => {
-            let vmx = vmx::Vmx::new(capability, vmx::ApicVirtualization::Off);
+            let vmx = vmx::Vmx::new(capability, vmx::controls::ApicVirtualization::Off);
             run(&vmx.unwrap_or_else(|refusal| refuse(refusal)), plan)
         }
     }

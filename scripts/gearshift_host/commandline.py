@@ -80,7 +80,7 @@ def parser() -> OneLineParser:
     guest.add_argument("--vcpus", metavar="N", type=positive, default=1, help="its virtual CPUs (more than 1: not yet)")
     machine = p.add_argument_group("the machine")
     machine.add_argument("--cpu", choices=("amd", "intel", "auto"), default="auto",
-                         help="whose virtualization to use: amd (QEMU), intel (Bochs; not built yet), auto (nested KVM if there is, else QEMU)")
+                         help="whose virtualization to use: amd (QEMU), intel (Bochs), auto (nested KVM if there is, else QEMU)")
     machine.add_argument("--boot", choices=BOOT_WAYS, default="pvh", help="how the machine boots Gearshift (only pvh so far)")
     machine.add_argument("--icount", action="store_true", help="count instructions deterministically (slower; time is instructions)")
     machine.add_argument("--kvm", action="store_true", help="use nested KVM instead of emulation; refused where it is not there")
@@ -118,8 +118,6 @@ def checked(arguments: list) -> Options:
         raise UserError("--cpu intel and --kvm contradict each other: that machine is emulated")
     if given.cpu == "intel" and given.icount:
         raise UserError("--cpu intel counts instructions by itself: leave out --icount")
-    if given.cpu == "intel" and not given.bare:
-        raise UserError("--cpu intel is not built yet: this version runs on AMD-V only")
     if given.boot != "pvh":
         raise UserError(f"--boot {given.boot} is not built yet: this version boots by pvh only")
     if given.vcpus > 1:
