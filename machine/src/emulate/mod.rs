@@ -164,8 +164,9 @@ enum Cause {
 }
 
 impl Emulator {
-    /// An emulator with an empty cache. Allocates; everything after does not.
+    /// An emulator with an empty cache. Allocates, and [`warm_up`]s the decoder; everything after does neither.
     pub fn new() -> Emulator {
+        warm_up();
         Emulator { cache: Cache::new() }
     }
 
@@ -243,7 +244,7 @@ impl Outcome {
     }
 }
 
-/// Makes the decoder build its tables, which allocates about 185 KB once. Called at boot, before any guest runs.
+/// Makes the decoder build its tables, which allocates about 185 KB once for all emulators.
 pub fn warm_up() {
     // Any instruction will do; CPUID.
     core::hint::black_box(digest::decode(vcpu::CodeSize::Bits64, &[0x0f, 0xa2]).is_ok());

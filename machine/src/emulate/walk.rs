@@ -99,7 +99,7 @@ pub(super) fn translate_plain<C: Context>(
 fn plain<C: Context>(context: &C, linear: u64, kind: AccessKind, privilege: Privilege) -> Option<Gpa> {
     let cpu = context.cpu();
     let (cr4, efer) = (cpu.cr4(), cpu.efer());
-    if efer & efer::LMA == 0 || cr4 & (cr4::LA57 | cr4::PKE | cr4::PKS) != 0 {
+    if efer & efer::LMA == 0 || cr4 & cr4::LA57 != 0 {
         return None;
     }
     let limits = context.paging_limits();
@@ -127,7 +127,8 @@ fn plain<C: Context>(context: &C, linear: u64, kind: AccessKind, privilege: Priv
         reserved |= entry::NO_EXECUTE;
     }
     let misplaced = shift > 12 && (shift > 30 || leaf & offset & 0xffff_e000 != 0);
-    if any & reserved != 0 || misplaced || (shift == 30 && !limits.gigabyte_pages) {
+    let keyed = leaf & entry::KEY != 0 && cr4 & (cr4::PKE | cr4::PKS) != 0;
+    if any & reserved != 0 || misplaced || keyed || (shift == 30 && !limits.gigabyte_pages) {
         return None;
     }
     let mut needed = entry::ACCESSED;
