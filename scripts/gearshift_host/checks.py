@@ -30,6 +30,7 @@ class Tally:
 
     passed: int = 0
     failed: int = 0
+    skipped: int = 0
 
     def add(self, passed: int, failed: int) -> None:
         """Counts further tests."""
@@ -128,7 +129,7 @@ def run_nested(cases: list, jobs: int, tally: Tally) -> None:
     """Runs nested cases, those that measure time one by one at the end."""
     print(f"nested: {len(cases)} cases ...", flush=True)
     start = time.monotonic()
-    before = tally.failed
+    before = (tally.passed, tally.failed)
     try:
         hypervisor = build.hypervisor()
         setup.qemu()
@@ -141,6 +142,11 @@ def run_nested(cases: list, jobs: int, tally: Tally) -> None:
     failed_names = []
 
     def attempt(case) -> None:
+        obstacle = case.unavailable() if case.unavailable else ""
+        if obstacle:
+            tally.skipped += 1
+            print(f"skipped {case.name}: {obstacle}", flush=True)
+            return
         began = time.monotonic()
         problem = prepare.run(case, hypervisor)
         tally.add(int(not problem), int(bool(problem)))
@@ -171,7 +177,7 @@ def run_nested(cases: list, jobs: int, tally: Tally) -> None:
         except UserError as error:
             tally.add(0, 1)
             say(f"error: {error}")
-    summary = f"nested: {len(cases) - (tally.failed - before)} passed, {tally.failed - before} failed in {time.monotonic() - start:.0f} s"
+    summary = f"nested: {tally.passed - before[0]} passed, {tally.failed - before[1]} failed in {time.monotonic() - start:.0f} s"
     print(summary + (f": {' '.join(failed_names)}" if failed_names else ""), flush=True)
 
 
@@ -221,5 +227,5 @@ def main(arguments: list) -> int:
         return 128 + interrupted.args[0]
     except KeyboardInterrupt:
         return 130
-    print(f"{tally.passed} passed, {tally.failed} failed", flush=True)
+    print(f"{tally.passed} passed, {tally.failed} failed" + (f", {tally.skipped} skipped" if tally.skipped else ""), flush=True)
     return 0 if tally.passed and not tally.failed else 1

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from . import qemu
+from . import image, qemu
 from .errors import UserError
 from .progress import say
 from .session import Interrupted, Options, Session, show_ending
@@ -15,6 +15,7 @@ MIB = 1 << 20
 MEMORY_LEAST, MEMORY_MOST = 16 * MIB, 64 << 30
 UNITS = {"": MIB, "k": 1 << 10, "m": MIB, "g": 1 << 30}
 BOOT_WAYS = ("pvh", "grub-bios", "grub-uefi", "limine-bios", "limine-uefi")
+MEDIA = ("cd", "usb")
 
 EPILOG = """\
 Without --kernel the guest is Debian 12's stock cloud kernel with a busybox shell. In the terminal, Ctrl-A x quits and Ctrl-A a types
@@ -66,10 +67,8 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def parser() -> OneLineParser:
-    """The options of scripts/run."""
-    p = OneLineParser(prog="scripts/run", description="Boots Gearshift in an emulated or nested machine and a guest inside Gearshift.",
-                      epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def guest_options(p: OneLineParser) -> None:
+    """Adds the options that say which guest runs and what the hypervisor is told."""
     guest = p.add_argument_group("the guest")
     guest.add_argument("--kernel", metavar="FILE", help="kernel to boot: a Linux bzImage or a PVH or Multiboot 1 program")
     guest.add_argument("--initrd", metavar="FILE", help="its initial RAM disk")
@@ -78,14 +77,23 @@ def parser() -> OneLineParser:
                        help="a further file for the hypervisor, known by its base name; repeatable")
     guest.add_argument("--memory", metavar="SIZE", type=size, default=512 * MIB, help="its RAM, such as 128M or 2G (default: 512M)")
     guest.add_argument("--vcpus", metavar="N", type=positive, default=1, help="its virtual CPUs (more than 1: not yet)")
+    guest.add_argument("--hypervisor-options", metavar="STR", default="", help="further words for the hypervisor's own command line")
+
+
+def parser() -> OneLineParser:
+    """The options of scripts/run."""
+    p = OneLineParser(prog="scripts/run", description="Boots Gearshift in an emulated or nested machine and a guest inside Gearshift.",
+                      epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    guest_options(p)
     machine = p.add_argument_group("the machine")
     machine.add_argument("--cpu", choices=("amd", "intel", "auto"), default="auto",
                          help="whose virtualization to use: amd (QEMU), intel (Bochs), auto (nested KVM if there is, else QEMU)")
-    machine.add_argument("--boot", choices=BOOT_WAYS, default="pvh", help="how the machine boots Gearshift (only pvh so far)")
+    machine.add_argument("--boot", choices=BOOT_WAYS,
+                         help="how the machine boots Gearshift (default: pvh, with --cpu intel grub-bios); limine needs Limine's binaries (LIMINE_DIR)")
+    machine.add_argument("--medium", choices=MEDIA, default="cd", help="what a loader boots from (default: %(default)s)")
     machine.add_argument("--icount", action="store_true", help="count instructions deterministically (slower; time is instructions)")
     machine.add_argument("--kvm", action="store_true", help="use nested KVM instead of emulation; refused where it is not there")
     machine.add_argument("--cpu-model", metavar="MODEL", default="", help=f"QEMU's CPU model and flags (default: {qemu.CPU_MODEL})")
-    machine.add_argument("--hypervisor-options", metavar="STR", default="", help="further words for the hypervisor's own command line")
     machine.add_argument("--bare", action="store_true", help="boot the guest without Gearshift in the same machine, to compare")
     script = p.add_argument_group("without a person at the terminal")
     script.add_argument("--expect", metavar="TEXT", help="end with status 0 once TEXT appears on the guest's console")
@@ -101,9 +109,7 @@ def parser() -> OneLineParser:
 def checked(arguments: list) -> Options:
     """The options, or a UserError that says in one line what is wrong."""
     given = parser().parse_args(arguments)
-    for option, file in [("--kernel", given.kernel), ("--initrd", given.initrd), *(("--module", m) for m in given.modules)]:
-        if file is not None:
-            readable_file(option, file)
+    readable_guest(given)
     for option, file in (("--log", given.log), ("--stats", given.stats)):
         if file is not None:
             writable_place(option, file)
@@ -118,8 +124,7 @@ def checked(arguments: list) -> Options:
         raise UserError("--cpu intel and --kvm contradict each other: that machine is emulated")
     if given.cpu == "intel" and given.icount:
         raise UserError("--cpu intel counts instructions by itself: leave out --icount")
-    if given.boot != "pvh":
-        raise UserError(f"--boot {given.boot} is not built yet: this version boots by pvh only")
+    refuse_boot_way(given)
     if given.vcpus > 1:
         raise UserError("--vcpus more than 1 is not built yet: this version's VMs have one vCPU")
     if given.bare and (given.modules or given.hypervisor_options):
@@ -134,6 +139,31 @@ def checked(arguments: list) -> Options:
     if given.expect is not None and given.timeout is None:
         fields["timeout"] = 300.0
     return Options(**fields, kvm=kvm, without_hypervisor=given.bare)
+
+
+def readable_guest(given: argparse.Namespace) -> None:
+    """Refuses a file of the guest that cannot be read."""
+    for option, file in [("--kernel", given.kernel), ("--initrd", given.initrd), *(("--module", m) for m in given.modules)]:
+        if file is not None:
+            readable_file(option, file)
+
+
+def refuse_boot_way(given: argparse.Namespace) -> None:
+    """Refuses a way to boot that the machine does not have."""
+    direct = given.boot == "pvh" or given.boot is None and given.cpu != "intel"
+    if given.cpu == "intel" and given.boot == "pvh":
+        raise UserError("--cpu intel and --boot pvh contradict each other: that machine boots from a CD, by grub-bios or limine-bios")
+    if given.cpu == "intel" and (given.boot or "").endswith("-uefi"):
+        raise UserError(f"--cpu intel and --boot {given.boot} contradict each other: that machine has a BIOS")
+    if given.medium == "usb" and (direct or given.cpu == "intel"):
+        raise UserError("--medium usb needs a machine that boots from one: with --boot grub-... or limine-..., not --cpu intel")
+    if (given.boot or "").startswith("limine"):
+        obstacle = image.limine_obstacle()
+        if obstacle:
+            raise UserError(f"--boot {given.boot}: {obstacle}")
+        if given.boot == "limine-bios" and given.medium == "usb" and not image.limine_installer(image.limine_folder()):
+            raise UserError("--boot limine-bios --medium usb: the program `limine`, which writes the stick's boot sector, is neither beside Limine's "
+                            "binaries nor on the path")
 
 
 def readable_file(option: str, file: str) -> None:

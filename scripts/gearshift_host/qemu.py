@@ -13,18 +13,57 @@ from .archive import Program
 DEBUG_EXIT_PORT = 0x501
 MIB = 1 << 20
 HYPERVISOR_MEMORY = 128 * MIB
+UEFI_MEMORY = 128 * MIB  # what OVMF keeps for itself or scatters itself over
 CPU_MODEL = "EPYC,+svm,+x2apic,+vgif"
 # For counted runs: QEMU stops with "Bad icount read" when an x2APIC's timer is written by WRMSR.
 COUNTED_CPU_MODEL = "EPYC,+svm"
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What to start. Sizes in bytes; the two descriptors are connected stream sockets that QEMU inherits."""
+class Direct:
+    """A kernel that QEMU itself loads (by PVH or as Linux), its command line and one file of modules or initial RAM disk."""
 
     kernel: Path
     command_line: str
     modules: Path | None
+
+    def arguments(self) -> list:
+        """QEMU's options for it."""
+        return ["-kernel", str(self.kernel), "-append", self.command_line, *(["-initrd", str(self.modules)] if self.modules else [])]
+
+
+@dataclass(frozen=True)
+class Disc:
+    """An image that the firmware boots: as a CD or as a USB stick, by SeaBIOS or, where a variable store is named, by OVMF."""
+
+    image: Path
+    usb: bool = False
+    uefi_variables: Path | None = None
+
+    def arguments(self) -> list:
+        """QEMU's options for it."""
+        drive = f"id=disc,if=none,format=raw,readonly=on,file={_escaped(self.image)}"
+        if self.usb:
+            device = ["-device", "qemu-xhci", "-device", "usb-storage,drive=disc,bootindex=0", "-drive", drive]
+        else:
+            device = ["-device", "ide-cd,drive=disc,bootindex=0", "-drive", drive + ",media=cdrom"]
+        if self.uefi_variables is None:
+            return device
+        code, _ = setup.ovmf()
+        return [*device, "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={_escaped(code)}",
+                "-drive", f"if=pflash,unit=1,format=raw,file={_escaped(self.uefi_variables)}"]
+
+
+def _escaped(path: Path) -> str:
+    """A path inside an option with commas."""
+    return str(path).replace(",", ",,")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to start. Sizes in bytes; the two descriptors are connected stream sockets that QEMU inherits."""
+
+    start: "Direct | Disc"
     memory: int
     console: int
     log: int
@@ -45,10 +84,8 @@ def command(machine: Machine) -> tuple:
         "-device", f"isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=2",
         "-chardev", f"socket,id=console,fd={machine.console}", "-serial", "chardev:console",
         "-chardev", f"socket,id=log,fd={machine.log}", "-serial", "chardev:log",
-        "-kernel", str(machine.kernel), "-append", machine.command_line,
+        *machine.start.arguments(),
     ]
-    if machine.modules:
-        arguments += ["-initrd", str(machine.modules)]
     if machine.icount:
         # Time is instructions: nothing depends on the load of this machine or on the day.
         arguments += ["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm"]

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import bochs, build, console, cpio, guests, image, journal, qemu
+from . import bochs, build, console, cpio, guests, image, journal, qemu, setup
 from .archive import Program
 from .errors import UserError
 from .journal import Ending, Journal
@@ -45,7 +45,8 @@ class Options:
     modules: list = field(default_factory=list)
     memory: int = 512 << 20
     vcpus: int = 1
-    boot: str = "pvh"
+    boot: str | None = None
+    medium: str = "cd"
     expect: str | None = None
     timeout: float | None = None
     expect_first: str | None = None
@@ -144,25 +145,46 @@ class Session:
     def _on_qemu(self, hypervisor: Path | None, files: dict, folder: Path) -> "Launch":
         options = self.options
         lines = (Line.by_socket(), Line.by_socket())
-        if hypervisor is None:
-            program, words, modules = files[KERNEL_MODULE], options.append, files.get(INITRD_MODULE)
+        direct = options.boot in (None, "pvh")
+        if not direct:
+            start, memory = self._disc(hypervisor, files, folder)
+        elif hypervisor is None:
+            start = qemu.Direct(files[KERNEL_MODULE], options.append, files.get(INITRD_MODULE))
             memory = options.memory
         else:
-            program, words, modules = hypervisor, command_line(options, files), folder / "modules.cpio"
+            modules = folder / "modules.cpio"
             modules.write_bytes(cpio.of_files(files))
+            start = qemu.Direct(hypervisor, command_line(options, files), modules)
             memory = qemu.memory_for(options.memory, modules.stat().st_size)
-        machine = qemu.Machine(program, words, modules, memory, *(line.theirs for line in lines),
-                               icount=options.icount, kvm=options.kvm, cpu_model=options.cpu_model)
+        machine = qemu.Machine(start, memory, *(line.theirs for line in lines), icount=options.icount, kvm=options.kvm, cpu_model=options.cpu_model)
         return Launch(*qemu.command(machine), *lines, None)
+
+    def _disc(self, hypervisor: Path | None, files: dict, folder: Path) -> tuple:
+        """The image that the machine's firmware boots, and how much memory the machine needs."""
+        options = self.options
+        iso = self._image(hypervisor, files, folder)
+        memory = options.memory if hypervisor is None else qemu.memory_for(options.memory, iso.stat().st_size)
+        variables = None
+        if options.boot.endswith("-uefi"):
+            variables = folder / "uefi-variables"
+            variables.write_bytes(setup.ovmf()[1].read_bytes())
+            memory += qemu.UEFI_MEMORY
+        return qemu.Disc(iso, options.medium == "usb", variables), memory
+
+    def _image(self, hypervisor: Path | None, files: dict, folder: Path) -> Path:
+        """The image that a loader boots, with GRUB if nothing else is said."""
+        options = self.options
+        if hypervisor is None:
+            entry = image.linux_entry(files[KERNEL_MODULE], files.get(INITRD_MODULE), options.append)
+        else:
+            entry = image.hypervisor_entry(hypervisor, command_line(options, files), files)
+        maker = image.ISO_MAKERS[(options.boot or "grub-bios").partition("-")[0]]
+        return maker(folder / "gearshift.iso", entry, image.Look(), folder)
 
     def _on_bochs(self, hypervisor: Path | None, files: dict, folder: Path) -> "Launch":
         options = self.options
-        if hypervisor is None:
-            iso = image.linux_iso(folder, files[KERNEL_MODULE], files.get(INITRD_MODULE), options.append)
-            memory = options.memory
-        else:
-            iso = image.hypervisor_iso(folder, hypervisor, command_line(options, files), files)
-            memory = qemu.memory_for(options.memory, iso.stat().st_size)
+        iso = self._image(hypervisor, files, folder)
+        memory = options.memory if hypervisor is None else qemu.memory_for(options.memory, iso.stat().st_size)
         if memory > bochs.MEMORY_MOST:
             raise UserError(f"--cpu intel: the machine has at most {bochs.MEMORY_MOST >> 30} GiB, too little for this guest")
         lines = (Line.by_terminal(), Line.by_terminal())

@@ -4,6 +4,7 @@ A case gives the options of a run and judges its outcome. `Case.check` gets the 
 Each run leaves its console, log and statistics in a folder of the cache named after the case.
 """
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ class Case:
 
     `script` is run by a Linux guest as its only work; else `guest` names a tiny guest of tests/guests, else the guest is the default
     shell. `status` is the exit status that scripts/run must have. `wanted` texts must appear on the console in this order, `unwanted`
-    ones must not. `alone` keeps other machines from running at the same time.
+    ones must not. `alone` keeps other machines from running at the same time. A `command` is a whole command line of the front door
+    `tool`, with `environment` added; what it must say is in `said`. `unavailable` says why this machine cannot run the case, if so.
     """
 
     name: str
@@ -40,6 +42,9 @@ class Case:
     alone: bool = False
     command: tuple | None = None
     said: tuple = ()
+    tool: str = "run"
+    environment: dict = field(default_factory=dict)
+    unavailable: Callable[[], str] | None = None
 
 
 def folder_of(case: Case) -> Path:
@@ -94,9 +99,9 @@ def run(case: Case, hypervisor: Path) -> str:
 
 
 def run_command(case: Case) -> str:
-    """Runs a case that is a command line of scripts/run."""
-    done = subprocess.run([str(paths.REPOSITORY / "scripts/run"), *case.command], capture_output=True, text=True, timeout=case.timeout,
-                          stdin=subprocess.DEVNULL)
+    """Runs a case that is a command line of a front door."""
+    done = subprocess.run([str(paths.REPOSITORY / "scripts" / case.tool), *case.command], capture_output=True, text=True, timeout=case.timeout,
+                          stdin=subprocess.DEVNULL, env={**os.environ, **case.environment})
     if done.returncode != case.status:
         return f"  status {done.returncode}, not {case.status}: {done.stderr.strip()[-500:]}"
     for text in case.said:

@@ -3,9 +3,9 @@
 from .case import Case
 
 
-def refusal(name: str, about: str, command: tuple, *said: str) -> Case:
-    """A case of scripts/run that is refused before any machine starts."""
-    return Case(f"run-{name}", about, command=command, status=2, said=said, timeout=60)
+def refusal(name: str, about: str, command: tuple, *said: str, **fields) -> Case:
+    """A command line that is refused before any machine starts."""
+    return Case(f"run-{name}", about, command=command, status=2, said=said, timeout=60, **fields)
 
 
 CASES = [
@@ -13,6 +13,11 @@ CASES = [
     refusal("bad-memory", "a memory size that is none is refused", ("--memory", "lots"), "lots"),
     refusal("bad-option", "an unknown option is refused", ("--frobnicate",), "--frobnicate"),
     refusal("send-alone", "--send without --expect-first is refused", ("--send", "x"), "--expect-first"),
+    refusal("limine-missing", "Limine without its binaries is refused and says where they belong", ("--boot", "limine-bios"), "LIMINE_DIR",
+            environment={"LIMINE_DIR": "/nonexistent"}),
+    refusal("usb-without-loader", "a USB stick without a loader is refused", ("--medium", "usb"), "--medium usb"),
+    refusal("image-bad-place", "an image that cannot be written is refused before anything is built", ("--output", "/nonexistent/image.iso"),
+            "/nonexistent", tool="image"),
     refusal("contradiction", "--kvm with --icount is refused", ("--kvm", "--icount"), "--kvm and --icount"),
     Case("host-self-test", "the hypervisor's own clock, alarms and memory work on the machine", options={"hypervisor_options": "selftest"},
          said=("self-test passed",)),
