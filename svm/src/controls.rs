@@ -7,7 +7,7 @@
 //! What does not exit, and why that is safe:
 //! * CR0, CR3, CR4 and DR0-7. Nested paging makes guest paging the guest's own affair. CR0.CD and NW are left as the guest
 //!   writes them: with nested paging CD slows down that guest's own memory and nothing else. DR0-3 are switched with the
-//!   vCPU, DR6 and DR7 by the processor. CR8 is V_TPR.
+//!   vCPU, DR6 and DR7 by the processor. CR8 is V_TPR (`lib` intercepts its writes at times, on one kind of processor).
 //! * RDTSC, RDTSCP: TSC offset, and TSC_AUX is switched with the vCPU.
 //! * The MSRs that VMRUN, VMLOAD and VMSAVE switch. EFER exits: SVME has to stay set and hidden. PAT exits: a bad value must
 //!   raise #GP.

@@ -7,18 +7,16 @@
 //! This file may be unsafe because it is the assembly that runs the guest.
 #![allow(unsafe_code)]
 
-use crate::vmcb::{ControlArea, Vmcb};
+use crate::vmcb::Vmcb;
 use core::arch::naked_asm;
-use core::mem::offset_of;
 use vcpu::{Gpr, Gprs};
 
-const EXIT_CODE: usize = offset_of!(Vmcb, control) + offset_of!(ControlArea, exit_code);
-
-/// Runs the guest until its next exit and returns the low half of EXITCODE.
+/// Runs the guest until its next exit. The status is EXITCODE in the VMCB: VMRUN has no other.
 ///
 /// Live on the way:
-/// 1. RDI `gprs`, RSI `vmcb_physical`, RDX `host_physical`, RCX `vmcb`; host state, IF = 0, GIF = 1.
-/// 2. Host registers that the ABI preserves and the three pointers that are needed later lie on the stack.
+/// 1. RDI `gprs`, RSI `vmcb_physical`, RDX `host_physical`; host state, IF = 0, GIF = 1. RCX, `vmcb`, is there to tell the
+///    compiler that the VMCB changes.
+/// 2. Host registers that the ABI preserves, and the two values that are needed later, lie on the stack.
 /// 3. From CLGI to STGI nothing is taken but what VMRUN lets through. IF is set before VMRUN: with V_INTR_MASKING it is the
 ///    host's IF that lets physical interrupts end the guest's run.
 /// 4. Guest registers but RAX and RSP, which the VMCB holds; RAX is the VMCB's address before VMRUN and after.
@@ -32,7 +30,7 @@ const EXIT_CODE: usize = offset_of!(Vmcb, control) + offset_of!(ControlArea, exi
 /// * `host_physical` is a VMCB that VMSAVE wrote on this CPU.
 /// * The host keeps nothing in vector and debug registers.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn enter(gprs: *mut Gprs, vmcb_physical: u64, host_physical: u64, vmcb: *mut Vmcb) -> u32 {
+pub unsafe extern "sysv64" fn enter(gprs: *mut Gprs, vmcb_physical: u64, host_physical: u64, vmcb: *mut Vmcb) {
     naked_asm!(
         "push rbp",
         "push rbx",
@@ -40,7 +38,6 @@ pub unsafe extern "sysv64" fn enter(gprs: *mut Gprs, vmcb_physical: u64, host_ph
         "push r13",
         "push r14",
         "push r15",
-        "push rcx",
         "push rdi",
         "push rdx",
         "mov rax, rsi",
@@ -82,8 +79,6 @@ pub unsafe extern "sysv64" fn enter(gprs: *mut Gprs, vmcb_physical: u64, host_ph
         "mov [rax + {r15}], r15",
         "cli",
         "stgi",
-        "pop rcx",
-        "mov eax, [rcx + {exit_code}]",
         "pop r15",
         "pop r14",
         "pop r13",
@@ -105,6 +100,5 @@ pub unsafe extern "sysv64" fn enter(gprs: *mut Gprs, vmcb_physical: u64, host_ph
         r13 = const Gpr::R13.offset(),
         r14 = const Gpr::R14.offset(),
         r15 = const Gpr::R15.offset(),
-        exit_code = const EXIT_CODE,
     )
 }

@@ -6,13 +6,15 @@
 //!
 //! The files, in the twin's order: `capability` (what the processor has), `controls` (what is asked of it), `decode` (what an
 //! exit means), `paging` and `asid` (nested tables and their tags), `checks` (why an entry was refused), `entry` and `instr`
-//! (assembly), `vmcb` (the layout) and `region` (the memory). This file runs a vCPU: enter, gather, re-queue, complete.
+//! (assembly), `vmcb` (the layout) and `region` (the memory). This file runs a vCPU: enter, re-queue, decode, complete.
 //!
 //! What the kernel guarantees while a vCPU is resident: ring 0, RFLAGS.IF and DR7 clear, four-level paging, handlers for NMI
 //! and machine check, and no use of vector registers, DR0-3 or TSC_AUX of its own.
 //!
 //! Limits: an NMI that meets NMI blocking is delivered right after the guest's IRET by a single step (unless the processor
-//! virtualizes NMIs); if that IRET faults, the fault's frame shows TF set. DEBUGCTL is kept but not loaded. Decoding
+//! virtualizes NMIs); if that IRET faults, the fault's frame shows TF set. Processors without decode assists are taken for
+//! QEMU, which dies of a CR8 write that lets a pending virtual interrupt through: there such writes exit while an interrupt
+//! window is asked for, and are stepped over without it. DEBUGCTL is kept but not loaded. Decoding
 //! instructions is the machine's work wherever the processor gives no length.
 
 #![no_std]
@@ -34,7 +36,7 @@ use crate::asid::{Asid, Flush};
 use crate::capability::{Capability, Features, Refusal};
 use crate::checks::Limits;
 use crate::controls::{Controls, IO_MAP_BYTES, MSR_MAP_BYTES};
-use crate::decode::{DEBUG_REASONS, Gathered, decode};
+use crate::decode::{DEBUG_REASONS, decode};
 use crate::paging::NestedTables;
 use crate::region::{Frame, FrameTables, HostCpu, Removals, Switched};
 use crate::vmcb::{CleanBits, EventKind, EventWord, ExitCode, InterruptState, TlbControl, Vmcb, VmcbSegment};
@@ -54,6 +56,8 @@ const TPR: usize = 0x80;
 const DR6_BS: u64 = 1 << 14;
 /// DR7.GD: an access to a debug register raises #DB; cleared when that is delivered.
 const DR7_GD: u64 = 1 << 13;
+/// CR8 in the intercept word of control-register writes.
+const CR8_BIT: u16 = 1 << 8;
 /// Bits of DR7 that are always one.
 const DR7_FIXED: u64 = 1 << 10;
 
@@ -177,6 +181,10 @@ bitflags::bitflags! {
         const STEP = 1 << 6;
         /// A software event was injected with RIP moved past its instruction, for want of next-RIP save.
         const SOFTWARE = 1 << 7;
+        /// CR8 writes exit, because of an interrupt window.
+        const CR8_GUARD = 1 << 8;
+        /// The guest stands at a CR8 write, which has to be stepped over.
+        const CR8_STEP = 1 << 9;
     }
 }
 
@@ -191,6 +199,7 @@ struct Step {
 
 /// A virtual processor on SVM.
 pub struct SvmVcpu {
+    /// All but RAX and RSP, which the VMCB holds; their places here mean nothing.
     gprs: Gprs,
     vmcb: Frame<Vmcb>,
     attention: Attention,
@@ -220,12 +229,10 @@ pub struct SvmVcpu {
     shared: Arc<Shared>,
 }
 
-/// What follows from an exit.
-enum After {
-    /// It is for the machine.
-    Return(Exit),
-    /// The backend dealt with it.
-    EnterAgain,
+/// Whether [`SvmVcpu::handle`] has to look at an exit. One bit test.
+#[inline(always)]
+const fn is_ours(code: ExitCode) -> bool {
+    matches!(code, ExitCode::MACHINE_CHECK | ExitCode::INTR | ExitCode::VINTR | ExitCode::IRET)
 }
 
 impl SvmVcpu {
@@ -244,23 +251,23 @@ impl SvmVcpu {
             self.attention.remove(Attention::TRIPLE_FAULT);
             return Some(Exit::Shutdown);
         }
-        if self.attention.contains(Attention::NMI_WANTED) {
-            if self.nmi_window() == Window::Open {
-                self.attention.remove(Attention::NMI_WANTED);
-                return Some(Exit::NmiWindow);
-            }
+        if self.attention.contains(Attention::NMI_WANTED) && self.nmi_window() == Window::Open {
+            self.attention.remove(Attention::NMI_WANTED);
+            return Some(Exit::NmiWindow);
+        }
+        if self.attention.intersects(Attention::NMI_WANTED | Attention::CR8_STEP) {
             self.arm_step();
         }
         self.arm_flush();
         None
     }
 
-    /// Asks for a step over what blocks NMIs: an interrupt shadow, or the IRET. An event that is still to be delivered would
+    /// Asks for a step over what blocks NMIs, an interrupt shadow or the IRET, or over a CR8 write. An event that is still to be delivered would
     /// push the borrowed TF, so the step waits for the exit after it.
     fn arm_step(&mut self) {
-        let iret = self.attention.contains(Attention::NMI_IRET);
+        let instruction = self.attention.intersects(Attention::NMI_IRET | Attention::CR8_STEP);
         let shadow = !self.nmi_masked && self.vmcb.control.interrupt_state.shadow();
-        if self.vmcb.control.event_injection.valid() || !(iret || shadow) {
+        if self.vmcb.control.event_injection.valid() || !(instruction || shadow) {
             return;
         }
         let save = &mut self.vmcb.save;
@@ -296,9 +303,9 @@ impl SvmVcpu {
         }
     }
 
-    /// Everything before VMRUN. An exit that needs no entry is returned.
+    /// Everything before VMRUN. The V_TPR that it begins with, or an exit that needs no entry.
     #[inline(always)]
-    fn before_entry(&mut self) -> Option<Exit> {
+    fn before_entry(&mut self) -> Result<u8, Exit> {
         let removals = self.removals.count();
         if removals != self.seen_removals {
             self.seen_removals = removals;
@@ -307,62 +314,48 @@ impl SvmVcpu {
         if !self.attention.is_empty()
             && let Some(exit) = self.prepare()
         {
-            return Some(exit);
+            return Err(exit);
         }
-        let tpr = (self.apic.page.load(TPR) >> 4) as u8 & 0xf;
-        let vmcb = &mut *self.vmcb;
-        vmcb.control.interrupt_control.set_tpr(tpr);
-        vmcb.save.rax = self.gprs.get(Gpr::Rax);
-        vmcb.save.rsp = self.gprs.get(Gpr::Rsp);
-        None
+        let tpr = self.apic.page.load(TPR) as u8 >> 4;
+        self.vmcb.control.interrupt_control.set_tpr(tpr);
+        Ok(tpr)
     }
 
-    /// Everything after VMRUN but what the host must do itself.
+    /// What every exit needs. `tpr` is V_TPR as it was before. True if the exit was the backend's alone and the guest goes on.
     #[inline(always)]
-    fn after_exit(&mut self, code: ExitCode) -> After {
-        let vmcb = &mut *self.vmcb;
-        self.gprs.set(Gpr::Rax, vmcb.save.rax);
-        self.gprs.set(Gpr::Rsp, vmcb.save.rsp);
-        vmcb.control.clean = CleanBits::AFTER_EXIT;
-        let tpr = u32::from(vmcb.control.interrupt_control.tpr()) << 4;
-        // A TPR that the guest set by CR8 has zero low bits; one that it set by MMIO must keep its own.
-        if tpr != self.apic.page.load(TPR) & 0xf0 {
-            self.apic.page.store(TPR, tpr & 0xf0);
+    fn after_exit(&mut self, code: ExitCode, tpr: u8) -> bool {
+        let control = &mut self.vmcb.control;
+        control.clean = CleanBits::AFTER_EXIT;
+        // Only a TPR that the guest has changed by CR8 goes back: one that it wrote by MMIO has low bits.
+        if control.interrupt_control.tpr() != tpr {
+            self.apic.page.store(TPR, u32::from(control.interrupt_control.tpr() & 0xf) << 4);
         }
-        let interrupted = vmcb.control.exit_interrupt_info;
+        let interrupted = control.exit_interrupt_info;
         if interrupted.valid() {
             self.requeue(interrupted);
         } else {
-            vmcb.control.event_injection = EventWord::new();
+            control.event_injection = EventWord::new();
         }
-        let stepped = !self.attention.is_empty() && self.settle(code);
-        match code {
-            ExitCode::VINTR => self.window_opened(),
-            ExitCode::IRET => self.iret(),
-            ExitCode::DEBUG_EXCEPTION if stepped => After::EnterAgain,
-            _ => After::Return(decode(&self.gather(code))),
-        }
+        !self.attention.is_empty() && self.settle(code)
     }
 
-    /// The facts of this exit, for [`decode`].
-    #[inline(always)]
-    fn gather(&self, code: ExitCode) -> Gathered {
-        let (control, save) = (&self.vmcb.control, &self.vmcb.save);
-        let bytes = if code == ExitCode::NESTED_PAGE_FAULT {
-            (control.instruction_bytes, control.instruction_length)
-        } else {
-            ([0; 15], 0)
-        };
-        Gathered {
-            raw: RawExit { code: code.0.into(), info1: control.exit_info_1, info2: control.exit_info_2 },
-            rip: save.rip,
-            next_rip: control.next_rip,
-            rax: save.rax,
-            rcx: self.gprs.get(Gpr::Rcx),
-            rdx: self.gprs.get(Gpr::Rdx),
-            dr6: save.dr6,
-            bytes,
+    /// Exits that are the backend's, in part or as a whole. `None` if the guest goes on.
+    #[cold]
+    #[allow(unsafe_code)]
+    fn handle(&mut self, code: ExitCode) -> Option<Exit> {
+        match code {
+            ExitCode::VINTR => return self.window_opened(),
+            ExitCode::IRET => {
+                self.iret();
+                return None;
+            }
+            // SAFETY: the kernel calls `run` with IF = 0 and without locks; STGI has set GIF.
+            ExitCode::INTR => unsafe { instr::take_interrupts() },
+            // SAFETY: the kernel has a machine-check handler.
+            ExitCode::MACHINE_CHECK => unsafe { instr::raise_machine_check() },
+            _ => {}
         }
+        Some(decode(&self.vmcb, &self.gprs))
     }
 
     /// An event whose delivery the exit interrupted goes back into the queue. INT n, INT3 and INTO are executed again
@@ -381,7 +374,7 @@ impl SvmVcpu {
         }
     }
 
-    /// The rare work after an exit. True if the exit is the end of a step that the guest must not see.
+    /// The rare work after an exit. True if the exit was the backend's alone and the guest goes on.
     #[cold]
     fn settle(&mut self, code: ExitCode) -> bool {
         if self.attention.contains(Attention::FLUSH_ARMED) {
@@ -398,6 +391,17 @@ impl SvmVcpu {
         if over_iret {
             self.nmi_masked = false;
             self.attention.remove(Attention::NMI_IRET);
+        }
+        if self.attention.contains(Attention::CR8_STEP) {
+            self.attention.remove(Attention::CR8_STEP);
+            self.request_interrupt_window(self.window);
+        } else if code == ExitCode::CR8_WRITE && self.attention.contains(Attention::CR8_GUARD) {
+            self.attention.remove(Attention::CR8_GUARD);
+            self.attention.insert(Attention::CR8_STEP);
+            self.vmcb.control.intercept_cr_writes = 0;
+            self.vmcb.control.interrupt_control.set_irq(false);
+            self.changed(CleanBits::INTERCEPTS);
+            return true;
         }
         stepped
     }
@@ -422,7 +426,7 @@ impl SvmVcpu {
     }
 
     /// The virtual interrupt that stands for the window would be taken now.
-    fn window_opened(&mut self) -> After {
+    fn window_opened(&mut self) -> Option<Exit> {
         let tpr = self.vmcb.control.interrupt_control.tpr() & 0xf;
         if let Some(vector) = self.window
             && vector >> 4 != 0
@@ -431,19 +435,18 @@ impl SvmVcpu {
         {
             self.inclusive_priority = true;
             self.request_interrupt_window(Some(vector));
-            return After::EnterAgain;
+            return None;
         }
         self.request_interrupt_window(None);
-        After::Return(Exit::InterruptWindow)
+        Some(Exit::InterruptWindow)
     }
 
     /// The guest's NMI handler returns; blocking ends behind the IRET.
-    fn iret(&mut self) -> After {
+    fn iret(&mut self) {
         self.vmcb.control.intercept_3.set_iret(false);
         self.changed(CleanBits::INTERCEPTS);
         self.iret_rip = self.vmcb.save.rip;
         self.attention.insert(Attention::NMI_IRET);
-        After::EnterAgain
     }
 
     #[cold]
@@ -542,10 +545,6 @@ impl SvmVcpu {
         self.changed(CleanBits::INTERCEPTS);
     }
 
-    fn set_low(&mut self, register: Gpr, value: u32) {
-        self.gprs.set(register, value.into());
-    }
-
     fn segment_slot(&mut self, name: SegmentName) -> &mut VmcbSegment {
         let save = &mut self.vmcb.save;
         match name {
@@ -600,30 +599,31 @@ macro_rules! msr_field {
 }
 
 impl Vcpu for SvmVcpu {
-    #[inline]
+    // Not inlined, nor is `run`: an exit and its answer pass through memory, where they are read once, instead of being taken
+    // apart and put together byte by byte.
+    #[inline(never)]
     fn complete(&mut self, resume: Resume) {
         match *resume.answer() {
             Answer::Enter => {}
             Answer::Advance(length) => self.advance(length),
             Answer::PortValue(length, width, value) => {
-                let rax = self.gprs.get(Gpr::Rax);
-                let merged = match width {
-                    Width::Byte | Width::Word => rax & !width.mask() | u64::from(value) & width.mask(),
+                let rax = &mut self.vmcb.save.rax;
+                *rax = match width {
+                    Width::Byte | Width::Word => *rax & !width.mask() | u64::from(value) & width.mask(),
                     Width::Dword | Width::Qword => value.into(),
                 };
-                self.gprs.set(Gpr::Rax, merged);
                 self.advance(length);
             }
             Answer::Cpuid(length, answer) => {
-                self.set_low(Gpr::Rax, answer.eax);
-                self.set_low(Gpr::Rbx, answer.ebx);
-                self.set_low(Gpr::Rcx, answer.ecx);
-                self.set_low(Gpr::Rdx, answer.edx);
+                self.vmcb.save.rax = answer.eax.into();
+                self.gprs.set(Gpr::Rbx, answer.ebx.into());
+                self.gprs.set(Gpr::Rcx, answer.ecx.into());
+                self.gprs.set(Gpr::Rdx, answer.edx.into());
                 self.advance(length);
             }
             Answer::MsrValue(length, value) => {
-                self.set_low(Gpr::Rax, value as u32);
-                self.set_low(Gpr::Rdx, (value >> 32) as u32);
+                self.vmcb.save.rax = value & 0xffff_ffff;
+                self.gprs.set(Gpr::Rdx, value >> 32);
                 self.advance(length);
             }
             Answer::Jump(target) => self.continue_at(target),
@@ -631,12 +631,14 @@ impl Vcpu for SvmVcpu {
         }
     }
 
+    #[inline(never)]
     #[allow(unsafe_code)]
     fn run(&mut self) -> Result<Exit, EntryFailure> {
         loop {
-            if let Some(exit) = self.before_entry() {
-                return Ok(exit);
-            }
+            let tpr = match self.before_entry() {
+                Ok(tpr) => tpr,
+                Err(exit) => return Ok(exit),
+            };
             if cfg!(debug_assertions) && checks::violated(&self.vmcb, Limits::from(&self.shared.capability)).is_some() {
                 return Err(self.refused());
             }
@@ -644,18 +646,18 @@ impl Vcpu for SvmVcpu {
             // SAFETY: the kernel runs a vCPU only where it is resident: ring 0, IF = 0, SVM enabled by `HostCpu::enable`, the
             // host's VMCB saved by `load`. `controls` intercepts what keeps the guest in, nested paging is on, and the
             // machine maps only the guest's memory.
-            let code = ExitCode(unsafe { entry::enter(&mut self.gprs, physical, self.host_physical, vmcb) });
+            unsafe { entry::enter(&mut self.gprs, physical, self.host_physical, vmcb) };
+            let code = self.vmcb.control.exit();
             if code == ExitCode::INVALID {
                 return Err(self.refused());
             }
-            if let After::Return(exit) = self.after_exit(code) {
-                match code {
-                    // SAFETY: the kernel calls `run` with IF = 0 and without locks; STGI has set GIF.
-                    ExitCode::INTR => unsafe { instr::take_interrupts() },
-                    // SAFETY: the kernel has a machine-check handler.
-                    ExitCode::MACHINE_CHECK => unsafe { instr::raise_machine_check() },
-                    _ => {}
-                }
+            if self.after_exit(code, tpr) {
+                continue;
+            }
+            if !is_ours(code) {
+                return Ok(decode(&self.vmcb, &self.gprs));
+            }
+            if let Some(exit) = self.handle(code) {
                 return Ok(exit);
             }
         }
@@ -696,12 +698,20 @@ impl Vcpu for SvmVcpu {
 
     #[inline]
     fn gpr(&self, register: Gpr) -> u64 {
-        self.gprs.get(register)
+        match register {
+            Gpr::Rax => self.vmcb.save.rax,
+            Gpr::Rsp => self.vmcb.save.rsp,
+            _ => self.gprs.get(register),
+        }
     }
 
     #[inline]
     fn set_gpr(&mut self, register: Gpr, value: u64) {
-        self.gprs.set(register, value);
+        match register {
+            Gpr::Rax => self.vmcb.save.rax = value,
+            Gpr::Rsp => self.vmcb.save.rsp = value,
+            _ => self.gprs.set(register, value),
+        }
     }
 
     #[inline]
@@ -871,12 +881,15 @@ impl Vcpu for SvmVcpu {
 
     fn state(&self) -> ArchState {
         let save = &self.vmcb.save;
+        let mut gprs = self.gprs;
+        gprs.set(Gpr::Rax, save.rax);
+        gprs.set(Gpr::Rsp, save.rsp);
         let mut msrs = SystemMsrs::default();
         for msr in SystemMsr::ALL {
             msrs.set(msr, self.system_msr(msr));
         }
         ArchState {
-            gprs: self.gprs,
+            gprs,
             rip: save.rip,
             rflags: save.rflags,
             segments: SegmentName::ALL.map(|name| self.segment(name)),
@@ -927,6 +940,8 @@ impl Vcpu for SvmVcpu {
         let save = &mut self.vmcb.save;
         save.gdtr = table(gdtr);
         save.idtr = table(idtr);
+        save.rax = gprs.get(Gpr::Rax);
+        save.rsp = gprs.get(Gpr::Rsp);
         save.rip = *rip;
         save.rflags = flags | rflags::FIXED;
         save.cr0 = *cr0_value;
@@ -1003,6 +1018,9 @@ impl Vcpu for SvmVcpu {
         control.interrupt_control =
             control.interrupt_control.with_irq(vector.is_some()).with_priority(priority).with_vector(0);
         control.intercept_3.set_vintr(vector.is_some());
+        let guard = vector.is_some() && !self.shared.capability.has(Features::DECODE_ASSISTS);
+        control.intercept_cr_writes = if guard { CR8_BIT } else { 0 };
+        self.attention.set(Attention::CR8_GUARD, guard);
         self.changed(CleanBits::INTERCEPTS);
     }
 

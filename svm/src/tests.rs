@@ -47,9 +47,10 @@ fn rich_bench() -> Bench {
 impl Bench {
     /// Enters, lets `guest` do something, exits with `code`.
     fn enter(&mut self, code: u32, guest: impl FnOnce(&mut Vmcb)) -> Option<Exit> {
-        if let Some(exit) = self.vcpu.before_entry() {
-            return Some(exit);
-        }
+        let tpr = match self.vcpu.before_entry() {
+            Ok(tpr) => tpr,
+            Err(exit) => return Some(exit),
+        };
         let vmcb = &mut *self.vcpu.vmcb;
         // What #VMEXIT leaves behind unless the guest does otherwise.
         vmcb.control.exit_interrupt_info = EventWord::new();
@@ -57,10 +58,11 @@ impl Bench {
         vmcb.control.interrupt_state = InterruptState::new();
         vmcb.control.exit_code = code.into();
         guest(vmcb);
-        match self.vcpu.after_exit(ExitCode(code)) {
-            After::Return(exit) => Some(exit),
-            After::EnterAgain => None,
+        let code = ExitCode(code);
+        if self.vcpu.after_exit(code, tpr) {
+            return None;
         }
+        if is_ours(code) { self.vcpu.handle(code) } else { Some(decode(&self.vcpu.vmcb, &self.vcpu.gprs)) }
     }
 
     fn long_mode(mut self) -> Self {
@@ -89,6 +91,8 @@ const CPUID: u32 = 0x72;
 const IRET: u32 = 0x74;
 const VINTR: u32 = 0x64;
 const DEBUG: u32 = 0x41;
+const CR8_WRITE: u32 = 0x18;
+const NMI: u32 = 0x61;
 const HLT: u32 = 0x78;
 
 #[test]
@@ -264,8 +268,8 @@ fn faults_during_delivery_merge_up_to_a_triple_fault() {
     let Some(Exit::MemoryAccess(access)) = bench.enter(0x400, nested_fault(0x8000_0b08)) else { panic!() };
     bench.vcpu.complete(access.inject(Exception::page_fault(2, 0x9000)));
     assert_eq!(bench.vcpu.interrupt_window(), Window::Closed);
-    assert_eq!(bench.vcpu.before_entry(), Some(Exit::Shutdown));
-    assert_eq!(bench.vcpu.before_entry(), None);
+    assert_eq!(bench.vcpu.before_entry(), Err(Exit::Shutdown));
+    assert_eq!(bench.vcpu.before_entry(), Ok(0));
 }
 
 #[test]
@@ -338,6 +342,31 @@ fn a_processor_that_lets_equal_priority_through_is_learned() {
 }
 
 #[test]
+fn a_cr8_write_beside_a_pending_window_is_stepped_over_where_decode_assists_are_missing() {
+    let mut bench = bench().long_mode();
+    bench.vcpu.request_interrupt_window(Some(0x61));
+    let exit = bench.enter(CR8_WRITE, |vmcb| assert_eq!(vmcb.control.intercept_cr_writes, 1 << 8));
+    assert_eq!(exit, None);
+    let exit = bench.enter(DEBUG, |vmcb| {
+        assert!(!vmcb.control.interrupt_control.irq(), "no virtual interrupt is pending at the write");
+        assert_eq!(vmcb.control.intercept_cr_writes, 0);
+        assert_ne!(vmcb.save.rflags & rflags::TF, 0);
+        vmcb.control.interrupt_control.set_tpr(2);
+        (vmcb.save.rip, vmcb.save.dr6) = (0x1004, vmcb.save.dr6 | 1 << 14);
+    });
+    assert_eq!((exit, bench.page.load(0x80)), (None, 0x20));
+    let exit = bench.enter(VINTR, |vmcb| {
+        assert!(vmcb.control.interrupt_control.irq());
+        assert_eq!((vmcb.save.rflags & rflags::TF, vmcb.save.dr6), (0, 0xffff_0ff0));
+    });
+    assert_eq!(exit, Some(Exit::InterruptWindow));
+    assert_eq!(bench.control().intercept_cr_writes, 0);
+    let mut rich = rich_bench();
+    rich.vcpu.request_interrupt_window(Some(0x61));
+    assert_eq!(rich.control().intercept_cr_writes, 0);
+}
+
+#[test]
 fn nmis_are_blocked_until_iret_has_been_stepped_over() {
     let mut bench = bench().long_mode();
     bench.vcpu.inject(Event::Nmi);
@@ -353,7 +382,7 @@ fn nmis_are_blocked_until_iret_has_been_stepped_over() {
         (vmcb.save.rip, vmcb.save.rflags, vmcb.save.dr6) = (0x2000, 0x202, vmcb.save.dr6 | 1 << 14);
     });
     assert_eq!(exit, None, "the guest does not see the step");
-    assert_eq!(bench.vcpu.before_entry(), Some(Exit::NmiWindow));
+    assert_eq!(bench.vcpu.before_entry(), Err(Exit::NmiWindow));
     let state = bench.vcpu.state();
     assert_eq!((state.rflags, state.dr6), (0x202, 0xffff_0ff0));
     assert_eq!(bench.vcpu.nmi_window(), Window::Open);
@@ -364,7 +393,7 @@ fn nmi_blocking_ends_without_a_step_when_nobody_waits() {
     let mut bench = bench().long_mode();
     bench.vcpu.inject(Event::Nmi);
     assert_eq!(bench.enter(IRET, |_| {}), None);
-    bench.enter(0x60, |_| {});
+    bench.enter(NMI, |_| {});
     assert_eq!(bench.vcpu.nmi_window(), Window::Closed, "RIP still stands at IRET");
     bench.enter(HLT, |vmcb| vmcb.save.rip = 0x2000);
     assert_eq!(bench.vcpu.nmi_window(), Window::Open);
@@ -467,6 +496,7 @@ fn groups(vmcb: &Vmcb) -> [(CleanBits, Vec<u64>); 10] {
     let tables = [&s.gdtr, &s.idtr].into_iter().flat_map(|t| [t.base, t.limit.into()]).collect();
     let intercepts = [
         c.intercept_exceptions.into(),
+        c.intercept_cr_writes.into(),
         c.intercept_3.into_bits().into(),
         c.intercept_4.into_bits().into(),
         c.tsc_offset,
@@ -518,7 +548,7 @@ fn change() -> impl Strategy<Value = Change> {
         Just(Change::Nmi),
         any::<u64>().prop_map(Change::State),
         any::<u32>().prop_map(Change::Tpr),
-        (0u8..5).prop_map(Change::Exit),
+        (0u8..6).prop_map(Change::Exit),
     ]
 }
 
@@ -556,9 +586,7 @@ proptest! {
                 }
                 Change::Tpr(value) => bench.page.store(0x80, value & 0xff),
                 Change::Exit(which) => {
-                    if bench.vcpu.before_entry().is_some() {
-                        continue;
-                    }
+                    let Ok(tpr) = bench.vcpu.before_entry() else { continue };
                     let clean = bench.vcpu.vmcb.control.clean;
                     for ((bit, kept), (_, now)) in cached.iter_mut().zip(groups(&bench.vcpu.vmcb)) {
                         if !clean.contains(*bit) {
@@ -573,8 +601,10 @@ proptest! {
                     vmcb.save.cr3 ^= 0x1000;
                     vmcb.save.dr6 ^= 1;
                     cached = groups(vmcb);
-                    let code = [CPUID, IRET, VINTR, DEBUG, HLT][usize::from(which)];
-                    let _ = bench.vcpu.after_exit(ExitCode(code));
+                    let code = ExitCode([CPUID, IRET, VINTR, DEBUG, HLT, CR8_WRITE][usize::from(which)]);
+                    if !bench.vcpu.after_exit(code, tpr) {
+                        let _ = bench.vcpu.handle(code);
+                    }
                 }
             }
         }

@@ -458,6 +458,7 @@ pub struct ExitCode(pub u32);
 
 #[allow(missing_docs)]
 impl ExitCode {
+    pub const CR8_WRITE: ExitCode = ExitCode(0x018);
     /// Exception 0; the others follow by vector.
     pub const EXCEPTION: ExitCode = ExitCode(0x040);
     pub const DEBUG_EXCEPTION: ExitCode = ExitCode(0x041);
