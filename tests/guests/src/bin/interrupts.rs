@@ -6,7 +6,7 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest::apic::register;
-use guest::clock::{self, wait_for};
+use guest::clock::{self, wait_for, wait_for_device};
 use guest::report::{check, equal};
 use guest::trap::{self, Frame, taken, vector};
 use guest::{apic, cpu, ioapic, pic, pit, port};
@@ -64,7 +64,7 @@ fn legacy() {
     pit::program(0, 2, (pit::FREQUENCY / 1000) as u16);
     check(
         "pic-requests-while-masked",
-        wait_for(PATIENCE, || pic::requests() & 1 != 0),
+        wait_for_device(PATIENCE, || pic::requests() & 1 != 0),
         format_args!("{:#x}", pic::requests()),
     );
     equal("no-tick-while-masked", taken(PIC_BASE), 0);

@@ -4,7 +4,7 @@
 #![no_main]
 
 use core::sync::atomic::{AtomicU64, Ordering};
-use guest::clock::{self, wait_for};
+use guest::clock::{self, wait_for, wait_for_device};
 use guest::report::{check, close, equal};
 use guest::trap::{self, taken};
 use guest::{apic, cpu, ioapic, pic, rtc};
@@ -33,10 +33,14 @@ fn real_time_clock() {
         check(what, range.contains(&value), format_args!("{value}"));
     }
     let in_progress = || rtc::read(rtc::A) & 0x80 != 0;
-    check("rtc-update-in-progress", wait_for(4_200_000, in_progress), format_args!("never seen"));
-    check("rtc-update-ends", wait_for(100_000, || !in_progress()), format_args!("never ends"));
+    check("rtc-update-in-progress", wait_for_device(4_200_000, in_progress), format_args!("never seen"));
+    check("rtc-update-ends", wait_for_device(100_000, || !in_progress()), format_args!("never ends"));
     let second = rtc::read(0);
-    check("rtc-second-changes", wait_for(1_500_000, || rtc::read(0) != second), format_args!("stays at {second:#x}"));
+    check(
+        "rtc-second-changes",
+        wait_for_device(1_500_000, || rtc::read(0) != second),
+        format_args!("stays at {second:#x}"),
+    );
     // 1024 Hz on line 8, through the IOAPIC.
     static FLAGS: AtomicU64 = AtomicU64::new(0);
     trap::on(VECTOR, |_| {

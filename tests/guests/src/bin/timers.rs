@@ -4,7 +4,7 @@
 #![no_main]
 
 use guest::apic::register;
-use guest::clock::{self, wait_for};
+use guest::clock::{self, wait_for, wait_for_device};
 use guest::report::{check, close, equal};
 use guest::trap::{self, taken};
 use guest::{apic, cpu, hpet, ioapic, pic, pit, port};
@@ -31,7 +31,7 @@ fn run() {
 
 fn pm_timer() {
     let start = clock::now();
-    check("pm-timer-runs", (0..1_000_000).any(|_| clock::now() != start), format_args!("stands at {start:#x}"));
+    check("pm-timer-runs", (0..10_000).any(|_| clock::now() != start), format_args!("stands at {start:#x}"));
     let mut backwards = 0;
     let mut last = clock::now();
     for _ in 0..1000 {
@@ -59,7 +59,7 @@ fn channel_2() {
         pit::gate_2(true);
         pit::program(2, 0, COUNT as u16);
         let start = clock::now();
-        while !pit::output_2() && u64::from(clock::since(start)) < clock::FREQUENCY {}
+        wait_for_device(PATIENCE, pit::output_2);
         clock::since(start).into()
     });
     equal("channel-2-output-high", pit::output_2(), true);
