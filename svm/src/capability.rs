@@ -3,7 +3,7 @@
 //! Manuals: AMD APM volume 2 (24593, revision 3.42), 15.4 "Enabling SVM"; APM volume 3 (24594, revision 3.36), appendix E
 //! "Obtaining Processor Information Via the CPUID Instruction". Key types: [`Capability`], its [`Features`], and
 //! [`Refusal`], the sentence for the user when SVM cannot be used. Neighbours: `controls` derives the VMCB's settings
-//! from it, `paging` its page sizes; `lib` feeds it the real CPUID. Nothing here touches the processor.
+//! from it, `paging` its page sizes; `kernel` feeds it the real CPUID. Nothing here touches the processor.
 
 use core::fmt;
 use raw_cpuid::{CpuIdReader, CpuIdResult};

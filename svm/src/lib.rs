@@ -33,7 +33,7 @@ mod region;
 pub mod vmcb;
 
 use crate::asid::{Asid, Flush};
-use crate::capability::{Capability, Features, Refusal};
+use crate::capability::{Capability, Features};
 use crate::checks::Limits;
 use crate::controls::{Controls, IO_MAP_BYTES, MSR_MAP_BYTES};
 use crate::decode::{DEBUG_REASONS, decode};
@@ -75,23 +75,10 @@ pub struct Svm {
 }
 
 impl Svm {
-    /// Looks at the processor that calls, in ring 0.
-    ///
-    /// # Errors
-    /// Guests cannot run here; the refusal is a sentence for the user.
-    pub fn detect() -> Result<Svm, Refusal> {
-        Capability::detect(&raw_cpuid::CpuIdReaderNative, region::read_vm_cr).map(Svm::new)
-    }
-
-    /// On a processor with `capability`.
+    /// On processors that all have `capability`.
     pub fn new(capability: Capability) -> Svm {
         let controls = Controls::derive(&capability);
         Svm { shared: Arc::new(Shared { capability, controls, cpus: Mutex::new(Vec::new()) }) }
-    }
-
-    /// What the processor has; names for the boot log.
-    pub fn capability(&self) -> &Capability {
-        &self.shared.capability
     }
 }
 

@@ -114,12 +114,6 @@ impl<T: FrameContent> DerefMut for Frame<T> {
     }
 }
 
-/// VM_CR of this CPU. Ring 0, on a processor with SVM.
-pub fn read_vm_cr() -> u64 {
-    // SAFETY: `Capability::detect`, the only caller, asks only where CPUID shows SVM, and the kernel detects in ring 0.
-    unsafe { instr::rdmsr(VM_CR) }
-}
-
 /// What one host CPU needs to run guests.
 pub struct HostCpu {
     /// Where VMRUN saves the host; it also tells CPUs apart.
