@@ -8,7 +8,7 @@
 //! | [`memory_map`], [`frames`], [`paging`] | `ram`, `address_space`, `stacks`, `heap` |
 //! | [`time`], [`calibrate`], [`alarms`], [`wall`] | `clock`, `references`, `apic`, `rtc` |
 //! | [`run_queue`] | `scheduler`, `percpu` |
-//! | [`queue`], [`keys`], [`guest_ram`] | `console`, `arena` |
+//! | [`queue`], [`keys`], [`guest_ram`] | `console`, `control`, `arena` |
 //! | [`acpi`], [`options`], [`ring`] | `firmware`, `ioapic`, `pic`, `serial`, `journal`, `panic`, `shutdown` |
 //!
 //! `start` puts them together. Neighbours: `boot` below; `machine`, a backend and `devices` above. The kernel knows no
@@ -46,6 +46,7 @@ bare_metal!(
     arena,
     clock,
     console,
+    control,
     cpu,
     detect,
     firmware,

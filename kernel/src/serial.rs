@@ -5,7 +5,7 @@
 use crate::lock::Lock;
 use core::sync::atomic::{AtomicBool, Ordering};
 use uart_16550::backend::PioBackend;
-use uart_16550::spec::registers::{FifoTriggerLevel, LSR};
+use uart_16550::spec::registers::{FifoTriggerLevel, IER, LSR};
 use uart_16550::{BaudRate, Config, Uart16550};
 
 /// A 16550 at an I/O port.
@@ -47,6 +47,32 @@ fn open(base: u16) -> Option<Port> {
 /// Whether somebody else writes to the console's port too: the log, on a host with one port.
 pub fn console_is_shared() -> bool {
     SHARED.load(Ordering::Relaxed)
+}
+
+/// Whether the log has a port of its own.
+pub fn has_log_port() -> bool {
+    LOG.lock().is_some()
+}
+
+/// Lets the log's own port interrupt when something arrives. False without such a port.
+pub fn listen_on_log() -> bool {
+    LOG.lock().as_mut().map(|port| port.enable_interrupts(IER::DATA_READY)).is_some()
+}
+
+/// Hands out all that arrived at the log's own port, and leaves no cause of its interrupt pending.
+pub fn receive_from_log(mut each: impl FnMut(u8)) {
+    /// Rounds until a line that never falls silent is left for the next interrupt.
+    const ROUNDS: usize = 256;
+    if let Some(port) = LOG.lock().as_mut() {
+        for _ in 0..ROUNDS {
+            while let Ok(byte) = port.try_receive_byte() {
+                each(byte);
+            }
+            if !port.isr().has_pending_interrupt() {
+                break;
+            }
+        }
+    }
 }
 
 /// Writes to the log's port.

@@ -11,11 +11,13 @@ use crate::layout::STACK_SIZE;
 use crate::arena::Arena;
 use crate::detect::Virtualization;
 use crate::options::{COMMAND_LINE_MODULE, Options};
+use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT};
 use crate::shutdown::{self, Outcome};
 use crate::{
-    address_space, apic, clock, console, cpu, detect, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, rtc, scheduler, self_test, serial, stacks,
+    address_space, apic, clock, console, control, cpu, detect, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, rtc, scheduler, self_test, serial, stacks,
 };
 use crate::vm::{self, End, Ending, Plan};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use boot::{BootError, BootInfo, Module};
@@ -103,6 +105,9 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
     if !console::init(&platform, apic_id) {
         log::warn!("no serial port COM1: the guest's console goes nowhere");
     }
+    if !control::init(&platform, apic_id) {
+        log::warn!("no serial port COM2: no control line");
+    }
 
     let wall_time = rtc::seconds_since_1970(platform.century);
     match wall_time {
@@ -162,6 +167,9 @@ fn run<B: Backend>(backend: &B, plan: Plan) -> ! {
     let frames: Arc<dyn FrameSource> = Arc::new(arena);
     backend.enable(&frames).unwrap_or_else(|error| refuse(error));
     let memory = plan.memory;
+    let waker = scheduler::waker();
+    control::listen(waker.clone());
+    scheduler::spawn("control", Role::Service, USUAL_WEIGHT, Box::new(ControlTask), waker);
     vm::launch(backend, plan).unwrap_or_else(|error| refuse(error));
     let used = ram::with_frames(|frames| frames.total_bytes() - frames.free_bytes()).saturating_sub(memory);
     info!("the guest starts with {} MiB; the hypervisor has {} KiB for itself", memory >> 20, used >> 10);
@@ -170,6 +178,21 @@ fn run<B: Backend>(backend: &B, plan: Plan) -> ! {
     match vm::take_ending() {
         Some(ending) => shutdown::end(conclude(&ending, used)),
         None => unreachable!("the scheduler returns when the machine has ended"),
+    }
+}
+
+/// Carries out what arrives on the control line.
+struct ControlTask;
+
+impl Task for ControlTask {
+    fn poll(&mut self) -> Poll {
+        while let Some(line) = control::take_line() {
+            match line.as_str() {
+                "quit" => vm::power_off(),
+                other => log::warn!("control line: unknown command '{other}'"),
+            }
+        }
+        Poll::Blocked { until: None }
     }
 }
 
