@@ -1,8 +1,8 @@
 //! The checks that VMRUN makes, by name.
 //!
 //! Manual: AMD APM volume 2 (24593, revision 3.42), 15.5.1 "Basic Operation", "Canonicalization and Consistency Checks", and
-//! the pages that it refers to. Key type: [`Limits`]. Neighbours: `lib` asks after a refused entry, and before every entry in
-//! debug builds; `vmcb` has the fields. It repairs nothing.
+//! the pages that it refers to. Key type: [`Limits`]. Neighbours: `lib` asks after a refused entry, before an entry with state that the host has changed, and
+//! before every entry in debug builds; `vmcb` has the fields. It repairs nothing.
 
 use crate::capability::Capability;
 use crate::controls::{IO_MAP_BYTES, MSR_MAP_BYTES};

@@ -172,6 +172,8 @@ bitflags::bitflags! {
         const CR8_GUARD = 1 << 8;
         /// The guest stands at a CR8 write, which has to be stepped over.
         const CR8_STEP = 1 << 9;
+        /// The host has changed state that VMRUN checks.
+        const CHECK = 1 << 10;
     }
 }
 
@@ -231,16 +233,24 @@ impl SvmVcpu {
         self.shared.capability.has(features)
     }
 
-    /// The rare work before an entry. An exit that needs no entry is returned.
+    /// The rare work before an entry. What needs no entry is returned.
     #[cold]
-    fn prepare(&mut self) -> Option<Exit> {
+    fn prepare(&mut self) -> Option<Result<Exit, EntryFailure>> {
         if self.attention.contains(Attention::TRIPLE_FAULT) {
             self.attention.remove(Attention::TRIPLE_FAULT);
-            return Some(Exit::Shutdown);
+            return Some(Ok(Exit::Shutdown));
+        }
+        // Before and not only after: QEMU leaves its own state in the VMCB that it refuses. The guest cannot bring about what
+        // is checked here.
+        if self.attention.contains(Attention::CHECK) {
+            if self.violated().is_some() {
+                return Some(Err(self.refused()));
+            }
+            self.attention.remove(Attention::CHECK);
         }
         if self.attention.contains(Attention::NMI_WANTED) && self.nmi_window() == Window::Open {
             self.attention.remove(Attention::NMI_WANTED);
-            return Some(Exit::NmiWindow);
+            return Some(Ok(Exit::NmiWindow));
         }
         if self.attention.intersects(Attention::NMI_WANTED | Attention::CR8_STEP) {
             self.arm_step();
@@ -290,18 +300,18 @@ impl SvmVcpu {
         }
     }
 
-    /// Everything before VMRUN. The V_TPR that it begins with, or an exit that needs no entry.
+    /// Everything before VMRUN. The V_TPR that it begins with, or what needs no entry.
     #[inline(always)]
-    fn before_entry(&mut self) -> Result<u8, Exit> {
+    fn before_entry(&mut self) -> Result<u8, Result<Exit, EntryFailure>> {
         let removals = self.removals.count();
         if removals != self.seen_removals {
             self.seen_removals = removals;
             self.attention.insert(Attention::FLUSH);
         }
         if !self.attention.is_empty()
-            && let Some(exit) = self.prepare()
+            && let Some(result) = self.prepare()
         {
-            return Err(exit);
+            return Err(result);
         }
         let tpr = self.apic.page.load(TPR) as u8 >> 4;
         self.vmcb.control.interrupt_control.set_tpr(tpr);
@@ -441,8 +451,13 @@ impl SvmVcpu {
         let control = &self.vmcb.control;
         EntryFailure {
             raw: RawExit { code: ExitCode::INVALID.0.into(), info1: control.exit_info_1, info2: control.exit_info_2 },
-            violated: checks::violated(&self.vmcb, Limits::from(&self.shared.capability)),
+            violated: self.violated(),
         }
+    }
+
+    /// The check of VMRUN that the state fails.
+    fn violated(&self) -> Option<&'static str> {
+        checks::violated(&self.vmcb, Limits::from(&self.shared.capability))
     }
 
     /// The instruction at RIP is complete.
@@ -624,9 +639,9 @@ impl Vcpu for SvmVcpu {
         loop {
             let tpr = match self.before_entry() {
                 Ok(tpr) => tpr,
-                Err(exit) => return Ok(exit),
+                Err(result) => return result,
             };
-            if cfg!(debug_assertions) && checks::violated(&self.vmcb, Limits::from(&self.shared.capability)).is_some() {
+            if cfg!(debug_assertions) && self.violated().is_some() {
                 return Err(self.refused());
             }
             let (physical, vmcb) = (self.vmcb.physical().0, self.vmcb.pointer());
@@ -787,19 +802,19 @@ impl Vcpu for SvmVcpu {
         }
         save.cr0 = value;
         self.changed(CleanBits::CONTROL_REGISTERS);
-        self.attention.insert(Attention::FLUSH);
+        self.attention.insert(Attention::FLUSH | Attention::CHECK);
     }
 
     fn set_cr3(&mut self, value: u64) {
         self.vmcb.save.cr3 = value;
         self.changed(CleanBits::CONTROL_REGISTERS);
-        self.attention.insert(Attention::FLUSH);
+        self.attention.insert(Attention::FLUSH | Attention::CHECK);
     }
 
     fn set_cr4(&mut self, value: u64) {
         self.vmcb.save.cr4 = value;
         self.changed(CleanBits::CONTROL_REGISTERS);
-        self.attention.insert(Attention::FLUSH);
+        self.attention.insert(Attention::FLUSH | Attention::CHECK);
     }
 
     fn set_efer(&mut self, value: u64) {
@@ -809,6 +824,7 @@ impl Vcpu for SvmVcpu {
         }
         self.vmcb.save.efer = value | efer::SVME;
         self.changed(CleanBits::CONTROL_REGISTERS);
+        self.attention.insert(Attention::CHECK);
     }
 
     #[inline]
@@ -844,6 +860,7 @@ impl Vcpu for SvmVcpu {
             None => self.switched.set_tsc_aux(value),
         }
         self.changed(CleanBits::NESTED_PAGING | CleanBits::LAST_BRANCH);
+        self.attention.insert(Attention::CHECK);
     }
 
     fn vector(&self, number: u8) -> [u8; 32] {
@@ -958,7 +975,8 @@ impl Vcpu for SvmVcpu {
         self.nmi_masked = false;
         self.window = None;
         // A flush that is due because of the tables stays due.
-        self.attention = self.attention & (Attention::FLUSH_ALL | Attention::FLUSH_ARMED) | Attention::FLUSH;
+        self.attention =
+            self.attention & (Attention::FLUSH_ALL | Attention::FLUSH_ARMED) | Attention::FLUSH | Attention::CHECK;
     }
 
     #[inline]
