@@ -15,7 +15,7 @@ use vcpu::{
 };
 
 /// A basic exit reason, SDM 3D appendix C. Numbers that nobody has named stay what they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Reason(pub u16);
 
 #[allow(missing_docs)]
@@ -82,32 +82,42 @@ bitflags::bitflags! {
         const VECTORING = 1 << 4;
         /// RSP, CR0 and the code size, for operands.
         const OPERANDS = 1 << 5;
+        /// The backend itself has something to do: a host's event to take, a window to close.
+        const ATTENTION = 1 << 6;
     }
+}
+
+impl Needs {
+    /// What only rare exits need.
+    pub const RARE: Needs = Needs::INTERRUPTION.union(Needs::OPERANDS).union(Needs::ATTENTION);
+    /// Unknown exits need all that a report can show.
+    const REPORT: Needs = Needs::LENGTH.union(Needs::QUALIFICATION).union(Needs::ADDRESS);
 }
 
 const REASONS: usize = 70;
 
-/// What each reason needs. Unknown ones need all that a report can show.
+const fn fill(needs: &mut [Needs; REASONS], reasons: &[Reason], with: Needs) {
+    let mut i = 0;
+    while i < reasons.len() {
+        needs[reasons[i].0 as usize] = with;
+        i += 1;
+    }
+}
+
+/// What each reason needs.
 const NEEDS: [Needs; REASONS] = {
-    let mut needs = [Needs::LENGTH.union(Needs::QUALIFICATION).union(Needs::ADDRESS); REASONS];
-    let nothing: [Reason; 10] = [
-        Reason::EXTERNAL_INTERRUPT,
+    let mut needs = [Needs::REPORT; REASONS];
+    let nothing = [
         Reason::TRIPLE_FAULT,
         Reason::INIT,
         Reason::START_UP_IPI,
         Reason::IO_SMI,
         Reason::OTHER_SMI,
-        Reason::INTERRUPT_WINDOW,
-        Reason::NMI_WINDOW,
-        Reason::TPR_BELOW_THRESHOLD,
         Reason::PREEMPTION_TIMER,
     ];
-    let mut i = 0;
-    while i < nothing.len() {
-        needs[nothing[i].0 as usize] = Needs::empty();
-        i += 1;
-    }
-    let length = [
+    let windows =
+        [Reason::EXTERNAL_INTERRUPT, Reason::INTERRUPT_WINDOW, Reason::NMI_WINDOW, Reason::TPR_BELOW_THRESHOLD];
+    let instructions = [
         Reason::CPUID,
         Reason::HLT,
         Reason::INVD,
@@ -124,22 +134,20 @@ const NEEDS: [Needs; REASONS] = {
         Reason::XSETBV,
         Reason::INVPCID,
     ];
-    let mut i = 0;
-    while i < length.len() {
-        needs[length[i].0 as usize] = Needs::LENGTH;
-        i += 1;
-    }
-    needs[Reason::EXCEPTION_OR_NMI.0 as usize] =
-        Needs::INTERRUPTION.union(Needs::QUALIFICATION).union(Needs::VECTORING);
-    // The event whose delivery is the task switch is the instruction emulator's to finish, not to be queued again.
-    needs[Reason::TASK_SWITCH.0 as usize] = Needs::QUALIFICATION;
-    needs[Reason::CONTROL_REGISTER.0 as usize] = Needs::LENGTH.union(Needs::QUALIFICATION).union(Needs::OPERANDS);
-    needs[Reason::IO.0 as usize] = Needs::LENGTH.union(Needs::QUALIFICATION);
-    needs[Reason::APIC_ACCESS.0 as usize] = Needs::QUALIFICATION.union(Needs::VECTORING);
-    needs[Reason::VIRTUALIZED_EOI.0 as usize] = Needs::QUALIFICATION;
-    needs[Reason::APIC_WRITE.0 as usize] = Needs::QUALIFICATION;
-    needs[Reason::EPT_VIOLATION.0 as usize] = Needs::QUALIFICATION.union(Needs::ADDRESS).union(Needs::VECTORING);
-    needs[Reason::EPT_MISCONFIGURATION.0 as usize] = Needs::ADDRESS.union(Needs::VECTORING);
+    // The event whose delivery a task switch is stays for whoever executes the switch: it is not to be queued again.
+    let qualified = [Reason::TASK_SWITCH, Reason::VIRTUALIZED_EOI, Reason::APIC_WRITE];
+    let (length, qualification) = (Needs::LENGTH, Needs::QUALIFICATION);
+    fill(&mut needs, &nothing, Needs::empty());
+    fill(&mut needs, &windows, Needs::ATTENTION);
+    fill(&mut needs, &instructions, length);
+    fill(&mut needs, &qualified, qualification);
+    fill(&mut needs, &[Reason::IO], length.union(qualification));
+    fill(&mut needs, &[Reason::CONTROL_REGISTER], length.union(qualification).union(Needs::OPERANDS));
+    fill(&mut needs, &[Reason::APIC_ACCESS], qualification.union(Needs::VECTORING));
+    fill(&mut needs, &[Reason::EPT_VIOLATION], qualification.union(Needs::ADDRESS).union(Needs::VECTORING));
+    fill(&mut needs, &[Reason::EPT_MISCONFIGURATION], Needs::ADDRESS.union(Needs::VECTORING));
+    let exception = Needs::INTERRUPTION.union(qualification).union(Needs::VECTORING).union(Needs::ATTENTION);
+    fill(&mut needs, &[Reason::EXCEPTION_OR_NMI], exception);
     needs
 };
 
@@ -147,15 +155,15 @@ impl Reason {
     /// What an exit of this reason needs.
     #[inline]
     pub fn needs(self) -> Needs {
-        NEEDS.get(usize::from(self.0)).copied().unwrap_or(Needs::LENGTH.union(Needs::QUALIFICATION))
+        NEEDS.get(usize::from(self.0)).copied().unwrap_or(Needs::REPORT)
     }
 }
 
 /// What the processor says of one exit. Fields that its reason does not [need](Needs) are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Gathered {
-    /// The whole exit-reason field.
-    pub reason: u32,
+    /// The basic exit reason.
+    pub reason: Reason,
     /// In bytes.
     pub length: u32,
     /// Exit qualification.
@@ -275,7 +283,7 @@ pub fn undoes_nmi_unblocking(exit: &Gathered, vectoring: Interruption) -> bool {
     if vectoring.valid() {
         return false;
     }
-    match Reason(exit.reason as u16) {
+    match exit.reason {
         Reason::EXCEPTION_OR_NMI => exit.interruption.nmi_unblocking() && exit.interruption.vector() != Exception::DF,
         Reason::EPT_VIOLATION => EptViolation::from_bits(exit.qualification).nmi_unblocking(),
         _ => false,
@@ -340,7 +348,7 @@ const DEBUG_CAUSES: u64 = 0x600f;
 pub const APIC_BASE: u64 = 0xfee0_0000;
 
 fn raw(exit: &Gathered) -> RawExit {
-    RawExit { code: (exit.reason & 0xffff).into(), info1: exit.qualification, info2: exit.address }
+    RawExit { code: exit.reason.0.into(), info1: exit.qualification, info2: exit.address }
 }
 
 /// What an exit means.
@@ -348,7 +356,7 @@ fn raw(exit: &Gathered) -> RawExit {
 pub fn decode(exit: &Gathered, gprs: &Gprs) -> Exit {
     let length = Length::new(exit.length.min(16) as u8);
     let low = |register: Gpr| gprs.get(register) as u32;
-    match Reason(exit.reason as u16) {
+    match exit.reason {
         Reason::CPUID => Exit::Cpuid(Cpuid { leaf: low(Gpr::Rax), subleaf: low(Gpr::Rcx), length }),
         Reason::IO => port(exit, gprs, length),
         Reason::RDMSR => Exit::MsrRead(MsrRead { msr: low(Gpr::Rcx), length }),
@@ -516,7 +524,7 @@ mod tests {
     use super::*;
 
     fn gathered(reason: Reason) -> Gathered {
-        Gathered { reason: reason.0.into(), length: 2, ..Gathered::default() }
+        Gathered { reason, length: 2, ..Gathered::default() }
     }
 
     fn registers(values: &[(Gpr, u64)]) -> Gprs {
@@ -680,7 +688,7 @@ mod tests {
             let _ = Reason(reason).needs();
             for words in [0, u64::MAX, 0x5555_5555_5555_5555] {
                 let exit = Gathered {
-                    reason: reason.into(),
+                    reason: Reason(reason),
                     length: words as u32,
                     qualification: words,
                     address: words,
@@ -702,7 +710,8 @@ mod tests {
     #[test]
     fn hot_reasons_need_no_more_than_they_use() {
         assert_eq!(Reason::CPUID.needs(), Needs::LENGTH);
-        assert_eq!(Reason::EXTERNAL_INTERRUPT.needs(), Needs::empty());
+        assert_eq!(Reason::PREEMPTION_TIMER.needs(), Needs::empty());
+        assert_eq!(Reason(99).needs(), Needs::REPORT);
         assert_eq!(Reason::IO.needs(), Needs::LENGTH | Needs::QUALIFICATION);
         assert!(!Reason::EPT_VIOLATION.needs().contains(Needs::LENGTH));
     }

@@ -89,7 +89,8 @@ pub unsafe fn vmptrst() -> Hpa {
 pub unsafe fn vmread(field: u64) -> u64 {
     let value;
     // SAFETY: reads a field of the current VMCS, which the caller vouches for; UD2 ends what must not happen.
-    unsafe { asm!("vmread {}, {}", "ja 2f", "ud2", "2:", out(reg) value, in(reg) field, options(nostack)) };
+    // A VMCS is no memory of Rust's: nothing else has to be looked at anew afterwards.
+    unsafe { asm!("vmread {}, {}", "ja 2f", "ud2", "2:", out(reg) value, in(reg) field, options(nomem, nostack)) };
     value
 }
 
@@ -100,7 +101,7 @@ pub unsafe fn vmread(field: u64) -> u64 {
 #[inline(always)]
 pub unsafe fn vmwrite(field: u64, value: u64) {
     // SAFETY: writes a field of the current VMCS, which the caller vouches for; UD2 ends what must not happen.
-    unsafe { asm!("vmwrite {}, {}", "ja 2f", "ud2", "2:", in(reg) field, in(reg) value, options(nostack)) };
+    unsafe { asm!("vmwrite {}, {}", "ja 2f", "ud2", "2:", in(reg) field, in(reg) value, options(nomem, nostack)) };
 }
 
 /// The descriptor of INVEPT and INVVPID.

@@ -459,49 +459,29 @@ impl VmxVcpu {
         None
     }
 
-    /// Everything after an exit.
+    /// Everything after an exit: gathers only what its reason needs.
     #[inline(always)]
-    fn after_exit(&mut self, reason: u32) -> Exit {
-        let gathered = self.gather(reason);
-        self.reason = Reason(reason as u16);
-        let needs = self.reason.needs();
-        if needs.contains(Needs::VECTORING) {
-            self.settle_delivery(&gathered);
-        }
-        let exit = decode(&gathered, &self.context.gprs);
-        match self.reason {
-            Reason::EXTERNAL_INTERRUPT => instr::take_interrupts(),
-            Reason::EXCEPTION_OR_NMI | Reason::INTERRUPT_WINDOW | Reason::TPR_BELOW_THRESHOLD | Reason::NMI_WINDOW => {
-                self.notice(&exit);
-            }
-            _ => {}
-        }
-        exit
-    }
-
-    /// The facts of this exit, for [`decode`]: only those that its reason needs.
-    #[inline(always)]
-    fn gather(&self, reason: u32) -> Gathered {
+    fn after_exit(&mut self, reason: Reason) -> Exit {
+        self.reason = reason;
         let vmcs = self.vmcs.current();
-        let needs = Reason(reason as u16).needs();
-        let mut gathered = Gathered { reason, ..Gathered::default() };
-        if needs.contains(Needs::LENGTH) {
-            gathered.length = vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
+        let needs = reason.needs();
+        let length = if needs.contains(Needs::LENGTH) { vmcs.read(field::EXIT_INSTRUCTION_LENGTH) } else { 0 };
+        let qualification = if needs.contains(Needs::QUALIFICATION) { vmcs.read(field::EXIT_QUALIFICATION) } else { 0 };
+        let address = if needs.contains(Needs::ADDRESS) { vmcs.read(field::GUEST_PHYSICAL_ADDRESS) } else { 0 };
+        let gathered = Gathered { reason, length, qualification, address, ..Gathered::default() };
+        if needs.intersects(Needs::RARE) {
+            return self.after_rare_exit(gathered, needs);
         }
-        if needs.contains(Needs::QUALIFICATION) {
-            gathered.qualification = vmcs.read(field::EXIT_QUALIFICATION);
+        if needs.contains(Needs::VECTORING) {
+            self.settle_delivery(gathered);
         }
-        if needs.contains(Needs::ADDRESS) {
-            gathered.address = vmcs.read(field::GUEST_PHYSICAL_ADDRESS);
-        }
-        if needs.intersects(Needs::INTERRUPTION | Needs::OPERANDS) {
-            self.gather_more(needs, &mut gathered);
-        }
-        gathered
+        decode(&gathered, &self.context.gprs)
     }
 
+    /// The same for exits that need more, or that the backend has itself to do something about.
     #[cold]
-    fn gather_more(&self, needs: Needs, gathered: &mut Gathered) {
+    #[inline(never)]
+    fn after_rare_exit(&mut self, mut gathered: Gathered, needs: Needs) -> Exit {
         let vmcs = self.vmcs.current();
         if needs.contains(Needs::INTERRUPTION) {
             gathered.interruption = Interruption::from_bits(vmcs.read(field::EXIT_INTERRUPTION));
@@ -512,16 +492,29 @@ impl VmxVcpu {
             gathered.cr0 = self.cr0();
             gathered.wide = self.code_size() == CodeSize::Bits64;
         }
+        if needs.contains(Needs::VECTORING) {
+            self.settle_delivery(gathered);
+        }
+        let exit = decode(&gathered, &self.context.gprs);
+        match exit {
+            Exit::HostInterrupt => instr::take_interrupts(),
+            Exit::HostNmi => instr::deliver_nmi(),
+            Exit::HostSignal(_) => instr::deliver_machine_check(),
+            Exit::InterruptWindow => self.request_interrupt_window(None),
+            Exit::NmiWindow => self.request_nmi_window(false),
+            _ => {}
+        }
+        exit
     }
 
     /// An event whose delivery the exit interrupted goes back into the queue, and blocking of NMIs that an undone IRET had
     /// ended comes back. SDM 3C 28.2.3 and 28.2.4.
     #[inline(always)]
-    fn settle_delivery(&mut self, gathered: &Gathered) {
+    fn settle_delivery(&mut self, gathered: Gathered) {
         let vectoring = Interruption::from_bits(self.vmcs.current().read(field::VECTORING));
         if vectoring.valid() {
             self.requeue(vectoring);
-        } else if decode::undoes_nmi_unblocking(gathered, vectoring) {
+        } else if decode::undoes_nmi_unblocking(&gathered, vectoring) {
             self.set_interruptibility(self.interruptibility() | interruptibility::NMI);
         }
     }
@@ -537,18 +530,6 @@ impl VmxVcpu {
             self.set_interruptibility(self.interruptibility() & !interruptibility::NMI);
         }
         self.queue(event);
-    }
-
-    /// What the backend itself does about an exit.
-    #[cold]
-    fn notice(&mut self, exit: &Exit) {
-        match exit {
-            Exit::HostNmi => instr::deliver_nmi(),
-            Exit::HostSignal(_) => instr::deliver_machine_check(),
-            Exit::InterruptWindow => self.request_interrupt_window(None),
-            Exit::NmiWindow => self.request_nmi_window(false),
-            _ => {}
-        }
     }
 
     /// Why the processor refused. `error` is the VM-instruction error or the exit reason.
@@ -837,7 +818,7 @@ impl Vcpu for VmxVcpu {
         self.vmcs.entered();
         self.queued = None;
         self.due.remove(Due::EVENT);
-        Ok(self.after_exit(reason))
+        Ok(self.after_exit(Reason(reason as u16)))
     }
 
     #[allow(unsafe_code)]
