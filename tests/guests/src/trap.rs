@@ -267,6 +267,13 @@ pub fn reload_table() {
     unsafe { asm!("lidt [{}]", in(reg) &raw const pointer) };
 }
 
+/// Loads an IDTR without any gate: the next exception shuts the processor down.
+pub fn empty_table() {
+    let pointer = Pointer { limit: 0, base: 0 };
+    // SAFETY: the caller wants what follows.
+    unsafe { asm!("lidt [{}]", in(reg) &raw const pointer) };
+}
+
 /// Lets `vector` go straight to the code at `handler`, which saves and ends as a gate's code has to.
 pub fn direct(vector: u8, handler: u64) {
     set_gate(vector, handler, INTERRUPT_GATE, 0);
