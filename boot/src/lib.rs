@@ -8,6 +8,7 @@
 //! * [`pvh`]: `hvm_start_info` (`qemu -kernel`).
 //! * [`multiboot2`]: the boot information of GRUB.
 //! * [`cpio`]: the newc archive that carries PVH's modules, used in place.
+//! * [`trampoline`]: how the other processors get from their start-up IPI to 64-bit code.
 //! * `entry` (bare metal only): the 32-bit entries, the early page tables and the jump into Rust.
 //!
 //! Neighbours: only `kernel` uses this crate. It decides nothing about the memory it describes, allocates nothing and
@@ -21,6 +22,7 @@ pub mod layout;
 pub mod multiboot2;
 pub mod physical;
 pub mod pvh;
+pub mod trampoline;
 
 #[cfg(target_os = "none")]
 pub mod entry;
