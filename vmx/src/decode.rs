@@ -352,7 +352,7 @@ fn raw(exit: &Gathered) -> RawExit {
 }
 
 /// What an exit means.
-#[inline]
+#[inline(always)]
 pub fn decode(exit: &Gathered, gprs: &Gprs) -> Exit {
     let length = Length::new(exit.length.min(16) as u8);
     let low = |register: Gpr| gprs.get(register) as u32;

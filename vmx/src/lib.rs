@@ -177,7 +177,8 @@ impl Backend for Vmx {
             seen_removals: removals.count(),
             removals,
             deadline: None,
-            reason: Reason::CPUID,
+            reason: Reason::default(),
+            rip: 0,
             cache: Cache::default(),
             windows: Windows::default(),
             queued: None,
@@ -266,18 +267,16 @@ bitflags::bitflags! {
     /// Fields that have been read since the last exit.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     struct Known: u32 {
-        const RIP = 1 << 0;
-        const RFLAGS = 1 << 1;
-        const INTERRUPTIBILITY = 1 << 2;
-        const CODE_RIGHTS = 1 << 3;
+        const RFLAGS = 1 << 0;
+        const INTERRUPTIBILITY = 1 << 1;
+        const CODE_RIGHTS = 1 << 2;
     }
 }
 
-/// Fields that are asked for more than once an exit, read on first use.
+/// Fields that an emulated instruction asks for more than once, read on first use.
 #[derive(Default)]
 struct Cache {
     known: Cell<Known>,
-    rip: Cell<u64>,
     rflags: Cell<u64>,
     interruptibility: Cell<u32>,
     code_rights: Cell<u32>,
@@ -337,6 +336,8 @@ pub struct VmxVcpu {
     due: Due,
     /// The reason of the last exit.
     reason: Reason,
+    /// RIP as the VMCS has it. Every exit is noted with it, so that it is read at every exit.
+    rip: u64,
     seen_removals: u64,
     removals: Removals,
     /// Where the host's TSC ends this run.
@@ -462,9 +463,10 @@ impl VmxVcpu {
     /// Everything after an exit: gathers only what its reason needs.
     #[inline(always)]
     fn after_exit(&mut self, reason: Reason) -> Exit {
-        self.reason = reason;
         let vmcs = self.vmcs.current();
         let needs = reason.needs();
+        self.reason = reason;
+        self.rip = vmcs.read(field::GUEST_RIP);
         let length = if needs.contains(Needs::LENGTH) { vmcs.read(field::EXIT_INSTRUCTION_LENGTH) } else { 0 };
         let qualification = if needs.contains(Needs::QUALIFICATION) { vmcs.read(field::EXIT_QUALIFICATION) } else { 0 };
         let address = if needs.contains(Needs::ADDRESS) { vmcs.read(field::GUEST_PHYSICAL_ADDRESS) } else { 0 };
@@ -572,22 +574,23 @@ impl VmxVcpu {
     #[inline(always)]
     fn advance(&mut self, length: Length) {
         let length = u64::from(length.bytes());
-        let rip = self.rip();
-        let next = rip.wrapping_add(length);
+        let next = self.rip.wrapping_add(length);
         // Only an instruction that reaches over a multiple of 4 GiB can wrap.
-        let wraps = (rip ^ next) >> 32 != 0;
-        self.continue_at(if wraps { self.code_size().advance(rip, length) } else { next });
+        let wraps = (self.rip ^ next) >> 32 != 0;
+        self.continue_at(if wraps { self.code_size().advance(self.rip, length) } else { next });
     }
 
     /// The instruction at RIP is complete, and `rip` follows it.
     #[inline(always)]
     fn continue_at(&mut self, rip: u64) {
-        self.vmcs.current().write(field::GUEST_RIP, rip);
-        self.cache.put(Known::RIP, &self.cache.rip, rip);
-        if self.interruptibility() & interruptibility::SHADOW != 0 {
+        self.rip = rip;
+        let vmcs = self.vmcs.current();
+        vmcs.write(field::GUEST_RIP, rip);
+        // Past the cache: to look there first costs more than it saves.
+        if vmcs.read(field::GUEST_INTERRUPTIBILITY) & interruptibility::SHADOW != 0 {
             self.end_shadow();
         }
-        if self.rflags() & (rflags::TF | rflags::RF) != 0 {
+        if self.vmcs.current().read(field::GUEST_RFLAGS) & (rflags::TF | rflags::RF) != 0 {
             self.end_instruction();
         }
     }
@@ -859,7 +862,7 @@ impl Vcpu for VmxVcpu {
 
     #[inline]
     fn rip(&self) -> u64 {
-        self.cache.get(Known::RIP, &self.cache.rip, || self.vmcs.current().read(field::GUEST_RIP))
+        self.rip
     }
 
     #[inline]
@@ -1023,7 +1026,7 @@ impl Vcpu for VmxVcpu {
         }
         ArchState {
             gprs,
-            rip: vmcs.read(field::GUEST_RIP),
+            rip: self.rip,
             rflags: vmcs.read(field::GUEST_RFLAGS),
             segments: SegmentName::ALL.map(|name| vmcs.segment(name)),
             gdtr: gdtr(vmcs),
@@ -1099,6 +1102,7 @@ impl Vcpu for VmxVcpu {
             vmcs.write(field::GUEST_INTERRUPT_STATUS, 0);
         }
         self.context.gprs = *gprs;
+        self.rip = *rip;
         (self.efer, self.cr0_shadow, self.cr4_shadow) = (*efer_value, *cr0_value, *cr4_value);
         self.switched.set_cr2(*cr2);
         self.switched.set_xcr0(*xcr0);
@@ -1265,13 +1269,13 @@ mod tests {
         let cache = Cache::default();
         let reads = Cell::new(0);
         let get = || {
-            cache.get(Known::RIP, &cache.rip, || {
+            cache.get(Known::RFLAGS, &cache.rflags, || {
                 reads.set(reads.get() + 1);
                 reads.get()
             })
         };
         assert_eq!((get(), get()), (1, 1));
-        cache.put(Known::RIP, &cache.rip, 7);
+        cache.put(Known::RFLAGS, &cache.rflags, 7);
         assert_eq!(get(), 7);
         cache.forget();
         assert_eq!(get(), 2);
