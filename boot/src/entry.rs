@@ -37,9 +37,9 @@ static EARLY_TABLES: EarlyTables = EarlyTables {
 
 /// The boot CPU's first stack.
 #[repr(C, align(4096))]
-struct BootStack([AtomicU64; layout::BOOT_STACK_SIZE / 8]);
+pub(crate) struct BootStack([AtomicU64; layout::BOOT_STACK_SIZE / 8]);
 
-static BOOT_STACK: BootStack = BootStack([const { AtomicU64::new(0) }; layout::BOOT_STACK_SIZE / 8]);
+pub(crate) static BOOT_STACK: BootStack = BootStack([const { AtomicU64::new(0) }; layout::BOOT_STACK_SIZE / 8]);
 
 /// Present and writable. SDM 3A 4.5.4 "Linear-Address Translation with 4-Level Paging and 5-Level Paging".
 const TABLE_FLAGS: u64 = 0x3;
@@ -261,7 +261,7 @@ unsafe extern "C" fn switch_to_long_mode() -> ! {
 unsafe extern "Rust" {
     /// The kernel's first function, defined by its binary. Runs on the boot stack and the early page tables with
     /// interrupts off.
-    safe fn gearshift_main(boot: Result<BootInfo<'static>, BootError>) -> !;
+    pub(crate) safe fn gearshift_main(boot: Result<BootInfo<'static>, BootError>) -> !;
 
     static __image_start: u8;
     static __image_end: u8;
@@ -279,8 +279,13 @@ extern "C" fn start(protocol: u32, information: u32) -> ! {
 
 /// Where the image lies in physical memory: both 32-bit entries load it at virtual minus base.
 fn image() -> PhysicalRange {
-    let physical = |symbol: *const u8| (symbol as u64).wrapping_sub(layout::IMAGE_BASE);
-    PhysicalRange { start: physical(&raw const __image_start), end: physical(&raw const __image_end) }
+    let start = (&raw const __image_start as u64).wrapping_sub(layout::IMAGE_BASE);
+    PhysicalRange { start, end: start + image_length() }
+}
+
+/// Bytes of the image, .bss included.
+pub(crate) fn image_length() -> u64 {
+    (&raw const __image_end as u64).wrapping_sub(&raw const __image_start as u64)
 }
 
 /// Physical memory through the early tables' direct map.

@@ -73,6 +73,8 @@ pub enum Protocol {
     Pvh,
     /// Multiboot2, as GRUB has it.
     Multiboot2,
+    /// Limine's own protocol.
+    Limine,
 }
 
 impl fmt::Display for Protocol {
@@ -80,6 +82,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Pvh => "PVH",
             Self::Multiboot2 => "Multiboot2",
+            Self::Limine => "Limine",
         })
     }
 }
@@ -186,6 +189,10 @@ impl<'a> BootInfo<'a> {
 pub enum BootError {
     /// Neither of the known loaders: its magic number.
     UnknownLoader(u32),
+    /// Limine does not know the base revision of its protocol that is asked for.
+    LoaderTooOld,
+    /// The loader maps memory at this virtual address, not where it is looked for.
+    MemoryElsewhere(u64),
     /// The information structure at this address cannot be reached or is cut short.
     InfoOutOfReach(u64),
     /// The structure's magic number is wrong.
@@ -218,7 +225,16 @@ impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownLoader(magic) => {
-                write!(f, "started by an unknown loader (magic {magic:#x}); use PVH or Multiboot2")
+                write!(f, "started by an unknown loader (magic {magic:#x}); use PVH, Multiboot2 or Limine")
+            }
+            Self::LoaderTooOld => {
+                f.write_str("Limine is too old for base revision 2 of its protocol; use Limine 8 or newer")
+            }
+            Self::MemoryElsewhere(at) => {
+                write!(
+                    f,
+                    "Limine maps memory at {at:#x}; set randomise_hhdm_base: no and paging_mode: 4level in limine.conf"
+                )
             }
             Self::InfoOutOfReach(at) => write!(f, "the loader's information at {at:#x} is cut short or not in memory"),
             Self::BadMagic(magic) => write!(f, "the loader's information has the wrong magic number {magic:#x}"),
@@ -282,6 +298,8 @@ mod tests {
     fn every_error_is_one_line() {
         for error in [
             BootError::UnknownLoader(1),
+            BootError::LoaderTooOld,
+            BootError::MemoryElsewhere(1),
             BootError::InfoOutOfReach(2),
             BootError::BadMagic(3),
             BootError::Malformed("x"),

@@ -25,7 +25,7 @@ UEFI_MODULES = ("part_msdos", "part_gpt", "fat", "iso9660", "normal", "configfil
                 "echo", "multiboot2", "linux", "halt", "reboot", "test")
 VOLUME = "GEARSHIFT"
 FAT_SLACK = 256 << 10  # what the file system itself takes, generously
-LIMINE_FILES = ("limine-bios-cd.bin", "limine-bios.sys", "limine-uefi-cd.bin", "BOOTX64.EFI")
+LIMINE_FILES = ("limine-bios-cd.bin", "limine-bios.sys", "BOOTX64.EFI")
 LIMINE_FOLDER = "/usr/share/limine"
 
 

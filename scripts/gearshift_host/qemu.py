@@ -42,11 +42,12 @@ class Disc:
 
     def arguments(self) -> list:
         """QEMU's options for it."""
-        drive = f"id=disc,if=none,format=raw,readonly=on,file={_escaped(self.image)}"
+        drive = f"id=disc,if=none,format=raw,file={_escaped(self.image)}"
         if self.usb:
-            device = ["-device", "qemu-xhci", "-device", "usb-storage,drive=disc,bootindex=0", "-drive", drive]
+            # A stick can be written: Limine writes to it to tell disks apart, and OVMF crashes where that fails.
+            device = ["-device", "qemu-xhci", "-device", "usb-storage,drive=disc,bootindex=0", "-drive", drive + ",snapshot=on"]
         else:
-            device = ["-device", "ide-cd,drive=disc,bootindex=0", "-drive", drive + ",media=cdrom"]
+            device = ["-device", "ide-cd,drive=disc,bootindex=0", "-drive", drive + ",readonly=on,media=cdrom"]
         if self.uefi_variables is None:
             return device
         code, _ = setup.ovmf()
