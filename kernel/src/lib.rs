@@ -9,7 +9,7 @@
 //! | [`time`], [`calibrate`], [`alarms`], [`wall`] | `clock`, `references`, `apic`, `rtc` |
 //! | [`run_queue`] | `scheduler`, `percpu` |
 //! | [`queue`], [`keys`], [`guest_ram`] | `console`, `control`, `arena` |
-//! | [`acpi`], [`options`], [`ring`] | `firmware`, `ioapic`, `pic`, `serial`, `journal`, `panic`, `shutdown` |
+//! | [`acpi`], [`options`], [`definitions`], [`ring`] | `firmware`, `ioapic`, `pic`, `serial`, `journal`, `panic`, `shutdown` |
 //!
 //! `start` puts them together. Neighbours: `boot` below; `machine`, a backend and `devices` above. The kernel knows no
 //! guest: that is the machine's business.
@@ -21,6 +21,7 @@ extern crate alloc;
 pub mod acpi;
 pub mod alarms;
 pub mod calibrate;
+pub mod definitions;
 pub mod frames;
 pub mod guest_ram;
 pub mod keys;

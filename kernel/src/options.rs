@@ -1,32 +1,18 @@
 //! The command line of the hypervisor itself.
 //!
-//! Words `name=value`, separated by white space; `scripts/run` writes them, users of GRUB do by hand. Key types:
-//! [`Options`], [`OptionError`]. A guest's own command line is no option but the module `vm.cmdline`.
+//! Words `name=value`, separated by white space; `scripts/run` writes them, users of GRUB do by hand. The words `vm.*` are
+//! the short form of a definition for a host with one machine. Key types: [`Options`], [`OptionError`]. A guest's own
+//! command line is no option but the module `vm.cmdline`.
 
+use crate::definitions::{self, CommandLine, Definition, MOST_VCPUS};
+use alloc::borrow::ToOwned;
 use core::fmt;
 
-/// Smallest guest RAM, in bytes.
-pub const LEAST_MEMORY: u64 = 16 << 20;
-/// Guest RAM where nothing is said, in bytes.
-pub const USUAL_MEMORY: u64 = 512 << 20;
-/// Name of the module that holds the guest's command line.
-pub const COMMAND_LINE_MODULE: &str = "vm.cmdline";
-
 /// What the command line asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options<'a> {
-    /// Guest RAM in bytes, a multiple of 2 MiB.
-    pub memory: u64,
-    /// Virtual CPUs.
-    pub vcpus: u32,
-    /// The module that is the guest's kernel.
-    pub kernel: Option<&'a str>,
-    /// The module that is its initial RAM disk.
-    pub initrd: Option<&'a str>,
-    /// Whether the guest has the Hyper-V interface.
-    pub hyperv: bool,
-    /// Whether the guest has QEMU's debug-exit port.
-    pub debug_exit: bool,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The machine that the words `vm.*` describe, if there are any. Its kernel is empty if none was named.
+    pub machine: Option<Definition>,
     /// Whether, and which of, the host's own parts are tried instead of starting a guest.
     pub self_test: Option<SelfTest>,
 }
@@ -49,13 +35,13 @@ pub enum SelfTest {
 pub enum OptionError<'a> {
     /// No such option.
     Unknown(&'a str),
-    /// An option without a value.
+    /// An option `vm.*` without a value, by its name behind the dot.
     NoValue(&'a str),
     /// Not a number of bytes, or out of range.
     BadMemory(&'a str),
     /// Not a number of virtual CPUs that can be had.
     BadVcpus(&'a str),
-    /// The named option is neither on nor off.
+    /// The option `vm.*` of this name is neither on nor off.
     NotASwitch(&'a str),
 }
 
@@ -66,122 +52,131 @@ impl fmt::Display for OptionError<'_> {
                 f,
                 "unknown option '{word}' on the command line; known are vm.memory=, vm.vcpus=, vm.kernel=, vm.initrd=, vm.hyperv=, vm.debug-exit=, selftest"
             ),
-            Self::NoValue(name) => write!(f, "option '{name}' needs a value: {name}=..."),
+            Self::NoValue(name) => write!(f, "option 'vm.{name}' needs a value: vm.{name}=..."),
             Self::BadMemory(value) => write!(
                 f,
                 "vm.memory={value} is not a size; give a multiple of 2 MiB in bytes, or with K, M or G, of at least 16M"
             ),
-            Self::NotASwitch(name) => write!(f, "option '{name}' is either on or off: {name}=on or {name}=off"),
-            Self::BadVcpus(value) => write!(f, "vm.vcpus={value} cannot be had; only 1 virtual CPU is built so far"),
+            Self::NotASwitch(name) => {
+                write!(f, "option 'vm.{name}' is either on or off: vm.{name}=on or vm.{name}=off")
+            }
+            Self::BadVcpus(value) => write!(f, "vm.vcpus={value} cannot be had; 1 to {MOST_VCPUS} can"),
         }
     }
 }
 
-impl<'a> Options<'a> {
+impl Options {
     /// Reads the command line.
     ///
     /// # Errors
     /// The first word that is wrong.
-    pub fn parse(line: &'a str) -> Result<Self, OptionError<'a>> {
-        let mut options = Self {
-            memory: USUAL_MEMORY,
-            vcpus: 1,
-            kernel: None,
-            initrd: None,
-            hyperv: true,
-            debug_exit: false,
-            self_test: None,
-        };
+    pub fn parse(line: &str) -> Result<Self, OptionError<'_>> {
+        let mut options = Self { machine: None, self_test: None };
         for word in line.split_ascii_whitespace() {
             let (name, value) = match word.split_once('=') {
                 Some((name, value)) => (name, Some(value).filter(|value| !value.is_empty())),
                 None => (word, None),
             };
-            let value = value.ok_or(OptionError::NoValue(name));
-            match name {
-                "vm.memory" => options.memory = size(value?).ok_or(OptionError::BadMemory(value?))?,
-                "vm.vcpus" => match value? {
-                    "1" => options.vcpus = 1,
-                    other => return Err(OptionError::BadVcpus(other)),
-                },
-                "vm.kernel" => options.kernel = Some(value?),
-                "vm.initrd" => options.initrd = Some(value?),
-                "vm.hyperv" => options.hyperv = switch(name, value?)?,
-                "vm.debug-exit" => options.debug_exit = switch(name, value?)?,
-                "selftest" => {
-                    options.self_test = Some(match value.ok() {
-                        None => SelfTest::All,
-                        Some("console") => SelfTest::Console,
-                        Some("panic") => SelfTest::Panic,
-                        Some("stack") => SelfTest::Stack,
-                        Some(_) => return Err(OptionError::Unknown(word)),
-                    });
-                }
-                _ => return Err(OptionError::Unknown(word)),
+            if let Some(field) = name.strip_prefix("vm.") {
+                let machine = options.machine.get_or_insert_with(|| Definition {
+                    append: CommandLine::Module,
+                    ..Definition::new(definitions::ONLY_NAME, "")
+                });
+                set(machine, field, value).unwrap_or(Err(OptionError::Unknown(word)))?;
+            } else if name == "selftest" {
+                options.self_test = Some(match value {
+                    None => SelfTest::All,
+                    Some("console") => SelfTest::Console,
+                    Some("panic") => SelfTest::Panic,
+                    Some("stack") => SelfTest::Stack,
+                    Some(_) => return Err(OptionError::Unknown(word)),
+                });
+            } else {
+                return Err(OptionError::Unknown(word));
             }
         }
         Ok(options)
     }
 }
 
-/// `on` or `off`.
-fn switch<'a>(name: &'a str, value: &str) -> Result<bool, OptionError<'a>> {
-    match value {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err(OptionError::NotASwitch(name)),
-    }
+/// Sets a machine's field; `None` if there is no such one.
+fn set<'a>(machine: &mut Definition, field: &'a str, value: Option<&'a str>) -> Option<Result<(), OptionError<'a>>> {
+    let value = match value {
+        None if KNOWN.contains(&field) => return Some(Err(OptionError::NoValue(field))),
+        None => return None,
+        Some(value) => value,
+    };
+    let switched = |place: &mut bool| {
+        *place = switch(value).ok_or(OptionError::NotASwitch(field))?;
+        Ok(())
+    };
+    Some(match field {
+        "memory" => definitions::size(value).ok_or(OptionError::BadMemory(value)).map(|bytes| machine.memory = bytes),
+        "vcpus" => vcpus(value).ok_or(OptionError::BadVcpus(value)).map(|count| machine.vcpus = count),
+        "kernel" => {
+            machine.kernel = value.to_owned();
+            Ok(())
+        }
+        "initrd" => {
+            machine.initrd = Some(value.to_owned());
+            Ok(())
+        }
+        "hyperv" => switched(&mut machine.hyperv),
+        "debug-exit" => switched(&mut machine.debug_exit),
+        _ => return None,
+    })
 }
 
-/// A size in bytes, or with a unit.
-fn size(text: &str) -> Option<u64> {
-    let (digits, unit) = match text.char_indices().last()? {
-        (at, 'k' | 'K') => (&text[..at], 1 << 10),
-        (at, 'm' | 'M') => (&text[..at], 1 << 20),
-        (at, 'g' | 'G') => (&text[..at], 1 << 30),
-        _ => (text, 1),
-    };
-    let bytes = digits.parse::<u64>().ok()?.checked_mul(unit)?;
-    (bytes >= LEAST_MEMORY && bytes.is_multiple_of(2 << 20)).then_some(bytes)
+/// The fields that can be set here.
+const KNOWN: [&str; 6] = ["memory", "vcpus", "kernel", "initrd", "hyperv", "debug-exit"];
+
+/// A number of virtual CPUs that can be had.
+fn vcpus(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|count| (1..=MOST_VCPUS).contains(count))
+}
+
+/// `on` or `off`.
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use definitions::USUAL_MEMORY;
+
+    /// The machine of a command line.
+    fn machine(line: &str) -> Definition {
+        Options::parse(line).unwrap().machine.unwrap()
+    }
 
     #[test]
     fn what_scripts_run_writes_is_read() {
-        let options = Options::parse("vm.memory=134217728 vm.vcpus=1 vm.kernel=vmlinuz  vm.initrd=initrd\n").unwrap();
-        let wanted = Options {
+        let wanted = Definition {
             memory: 128 << 20,
-            kernel: Some("vmlinuz"),
-            initrd: Some("initrd"),
-            ..Options::parse("").unwrap()
+            initrd: Some("initrd".to_owned()),
+            append: CommandLine::Module,
+            ..Definition::new("guest", "vmlinuz")
         };
-        assert_eq!(options, wanted);
+        assert_eq!(machine("vm.memory=134217728 vm.vcpus=1 vm.kernel=vmlinuz  vm.initrd=initrd\n"), wanted);
     }
 
     #[test]
     fn switches_are_on_or_off() {
-        let options = Options::parse("vm.hyperv=off vm.debug-exit=on").unwrap();
-        assert!(!options.hyperv && options.debug_exit);
-        assert_eq!(Options::parse("vm.hyperv=yes"), Err(OptionError::NotASwitch("vm.hyperv")));
+        let machine = machine("vm.hyperv=off vm.debug-exit=on");
+        assert!(!machine.hyperv && machine.debug_exit);
+        assert_eq!(Options::parse("vm.hyperv=yes"), Err(OptionError::NotASwitch("hyperv")));
     }
 
     #[test]
-    fn nothing_said_has_defaults() {
-        let options = Options::parse("  ").unwrap();
-        assert_eq!((options.memory, options.vcpus, options.kernel), (USUAL_MEMORY, 1, None));
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, bytes) in [("2G", 2 << 30), ("64m", 64 << 20), ("32768K", 32 << 20)] {
-            assert_eq!(size(text), Some(bytes));
-        }
-        for text in ["", "M", "-1", "1T", "15M", "16777217", "99999999999G", "17M", "0x1000000", "é"] {
-            assert_eq!(size(text), None, "{text}");
-        }
+    fn nothing_said_describes_no_machine() {
+        assert_eq!(Options::parse("  "), Ok(Options { machine: None, self_test: None }));
+        let machine = machine("vm.vcpus=1");
+        assert_eq!((machine.memory, machine.vcpus, machine.kernel.as_str()), (USUAL_MEMORY, 1, ""));
     }
 
     #[test]
@@ -200,10 +195,11 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         assert_eq!(Options::parse("vm.memroy=1"), Err(OptionError::Unknown("vm.memroy=1")));
-        assert_eq!(Options::parse("vm.kernel"), Err(OptionError::NoValue("vm.kernel")));
-        assert_eq!(Options::parse("vm.kernel="), Err(OptionError::NoValue("vm.kernel")));
+        assert_eq!(Options::parse("kernel=1"), Err(OptionError::Unknown("kernel=1")));
+        assert_eq!(Options::parse("vm.kernel"), Err(OptionError::NoValue("kernel")));
+        assert_eq!(Options::parse("vm.kernel="), Err(OptionError::NoValue("kernel")));
         assert_eq!(Options::parse("vm.memory=lots"), Err(OptionError::BadMemory("lots")));
-        assert_eq!(Options::parse("vm.vcpus=2"), Err(OptionError::BadVcpus("2")));
+        assert_eq!(Options::parse("vm.vcpus=0"), Err(OptionError::BadVcpus("0")));
         for error in [OptionError::Unknown("a"), OptionError::BadVcpus("b"), OptionError::BadMemory("c")] {
             assert!(!error.to_string().contains('\n'));
         }

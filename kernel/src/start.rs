@@ -10,7 +10,8 @@
 use crate::layout::STACK_SIZE;
 use crate::arena::Arena;
 use crate::detect::Virtualization;
-use crate::options::{COMMAND_LINE_MODULE, Options};
+use crate::definitions::{self, COMMAND_LINE_MODULE, CommandLine, Definition};
+use crate::options::Options;
 use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT};
 use crate::shutdown::{self, Outcome};
 use crate::{
@@ -18,8 +19,11 @@ use crate::{
 };
 use crate::vm::{self, End, Ending, Plan};
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
 use boot::{BootError, BootInfo, Module};
 use core::arch::naked_asm;
 use core::fmt;
@@ -122,7 +126,9 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
     }
     let virtualization = detect::detect().unwrap_or_else(|refusal| refuse(refusal));
     detect::report(&virtualization);
-    let plan = plan(&options, boot, wall_time.unwrap_or(0)).unwrap_or_else(|error| refuse(error));
+    let machines = definitions(&options, boot).unwrap_or_else(|problem| refuse(problem));
+    let [machine] = machines.as_slice() else { refuse("only one machine so far") };
+    let plan = plan(machine, boot, wall_time.unwrap_or(0)).unwrap_or_else(|error| refuse(error));
     match virtualization {
         Virtualization::Svm(capability) => run(&svm::Svm::new(capability), plan),
         Virtualization::Vmx(capability) => {
@@ -132,33 +138,43 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
     }
 }
 
-/// What is to be run: the options, with names turned into modules.
-fn plan(options: &Options<'_>, boot: &BootInfo<'static>, wall_seconds: u64) -> Result<Plan, MissingModule> {
-    let module = |name: &str| {
-        let found = boot.modules.iter().find(|module| module.name == name);
-        found.map(|module| module.bytes).ok_or_else(|| MissingModule(String::from(name)))
-    };
-    let kernel = module(options.kernel.ok_or_else(|| MissingModule(String::from("vm.kernel")))?)?;
-    let initrd = options.initrd.map(module).transpose()?;
-    let command_line = module(COMMAND_LINE_MODULE).unwrap_or(b"");
-    Ok(Plan {
-        memory: options.memory,
-        vcpus: options.vcpus,
-        boot: DirectBoot { kernel, initrd, command_line },
-        debug_exit: options.debug_exit,
-        hyperv: options.hyperv,
-        wall_time: WallTime { seconds: wall_seconds, nanos: 0 },
-    })
+/// The machines of this host: those of `vms.toml`, or the one of the command line.
+fn definitions(options: &Options, boot: &BootInfo<'static>) -> Result<Vec<Definition>, String> {
+    let file = boot.modules.iter().find(|module| module.name == definitions::MODULE);
+    match (file, &options.machine) {
+        (Some(_), Some(_)) => Err(format!(
+            "there are machines in {} and on the command line; leave out the options vm.* or the file",
+            definitions::MODULE
+        )),
+        (Some(file), None) => definitions::parse(file.bytes).map_err(|error| format!("{error}")),
+        (None, Some(machine)) if !machine.kernel.is_empty() => Ok(vec![machine.clone()]),
+        (None, _) => Err(format!(
+            "no machine is described; name the guest's kernel by vm.kernel= or load a module {}",
+            definitions::MODULE
+        )),
+    }
 }
 
-/// A module that the command line names and the loader did not bring.
-struct MissingModule(String);
-
-impl fmt::Display for MissingModule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = &self.0;
-        write!(f, "there is no module '{name}'; load it, and name the guest's kernel by vm.kernel=")
-    }
+/// How a machine is made: its definition, with names turned into modules.
+fn plan(machine: &Definition, boot: &BootInfo<'static>, wall_seconds: u64) -> Result<Plan, String> {
+    let module = |name: &String| {
+        let found = boot.modules.iter().find(|module| module.name == *name);
+        found.map(|module| module.bytes).ok_or_else(|| format!("{}: there is no module '{name}'; load it too", machine.name))
+    };
+    let kernel = module(&machine.kernel)?;
+    let initrd = machine.initrd.as_ref().map(module).transpose()?;
+    let command_line = match &machine.append {
+        CommandLine::Text(text) => text.clone().leak().as_bytes(),
+        CommandLine::Module => module(&String::from(COMMAND_LINE_MODULE)).unwrap_or(b""),
+    };
+    Ok(Plan {
+        memory: machine.memory,
+        vcpus: machine.vcpus,
+        boot: DirectBoot { kernel, initrd, command_line },
+        debug_exit: machine.debug_exit,
+        hyperv: machine.hyperv,
+        wall_time: WallTime { seconds: wall_seconds, nanos: 0 },
+    })
 }
 
 /// Runs the guest to its end, and ends the host's run with it.
