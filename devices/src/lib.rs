@@ -29,7 +29,7 @@ pub mod pit;
 pub mod rtc;
 pub mod uart;
 
-pub use bus::{Accessed, Bus, ClaimError, SharedDevice, Slot, share};
+pub use bus::{Accessed, Attached, Bus, ClaimError, SharedDevice, share};
 pub use device::Device;
 pub use wires::{
     ByteSink, ByteSource, Clock, CpuSignals, DeliveryMode, DestinationMode, EoiSink, InterruptMessage, IrqLine,

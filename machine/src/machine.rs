@@ -21,7 +21,7 @@ use devices::pic::Pic;
 use devices::rtc::WallTime;
 use devices::{Accessed, Bus, ByteSink, ByteSource, Clock, EoiSink, Nanos, SharedDevice};
 use memory::{Gpa, GuestMemory};
-use spin::{Mutex, RwLock};
+use spin::Mutex;
 use vcpu::{CpuidAnswer, Mailbox, Post, Vcpu};
 
 /// What the user chose for one machine.
@@ -75,8 +75,8 @@ pub struct Machine<M: GuestMemory> {
     pub(crate) pic: Arc<Mutex<Pic>>,
     /// The level of the 8259 pair's INTR output.
     pub(crate) external: Arc<AtomicBool>,
-    pub(crate) ports: RwLock<Bus>,
-    pub(crate) memory: RwLock<Bus>,
+    pub(crate) ports: Bus,
+    pub(crate) memory: Bus,
     /// Every device, to be reset; those with deadlines first.
     pub(crate) devices: Vec<SharedDevice>,
     /// The console UART among them.
@@ -212,12 +212,12 @@ impl<M: GuestMemory> Machine<M> {
 
     #[inline]
     pub(crate) fn read_port_bus(&self, port: u16, into: &mut [u8]) -> Accessed {
-        self.ports.read().read(port.into(), into)
+        self.ports.read(port.into(), into)
     }
 
     #[inline]
     pub(crate) fn write_port_bus(&self, port: u16, from: &[u8]) -> Accessed {
-        let accessed = self.ports.read().write(port.into(), from);
+        let accessed = self.ports.write(port.into(), from);
         if self.pci_changes.load(Ordering::Relaxed) {
             self.move_windows();
         }
@@ -226,12 +226,12 @@ impl<M: GuestMemory> Machine<M> {
 
     #[inline]
     pub(crate) fn read_memory_bus(&self, gpa: Gpa, into: &mut [u8]) -> Accessed {
-        self.memory.read().read(gpa.0, into)
+        self.memory.read(gpa.0, into)
     }
 
     #[inline]
     pub(crate) fn write_memory_bus(&self, gpa: Gpa, from: &[u8]) -> Accessed {
-        let accessed = self.memory.read().write(gpa.0, from);
+        let accessed = self.memory.write(gpa.0, from);
         if self.pci_changes.load(Ordering::Relaxed) {
             self.move_windows();
         }

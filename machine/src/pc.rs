@@ -27,7 +27,7 @@ use devices::rtc::{Installed, Rtc};
 use devices::uart::Uart;
 use devices::{Bus, ClaimError, CpuSignals, Device, EoiSink, IrqLine, SharedDevice, share};
 use memory::{GuestMemory, RegisterPage};
-use spin::{Mutex, RwLock};
+use spin::Mutex;
 use vcpu::{Mailbox, Post};
 
 /// What one vCPU brings to the machine.
@@ -379,8 +379,8 @@ impl<M: GuestMemory> Machine<M> {
             power,
             pic,
             external,
-            ports: RwLock::new(buses.ports),
-            memory: RwLock::new(buses.memory),
+            ports: buses.ports,
+            memory: buses.memory,
             devices: buses.devices,
             console,
             partition: hyperv_config.map(|config| Mutex::new(Partition::new(config))),
@@ -402,8 +402,6 @@ impl<M: GuestMemory> Machine<M> {
     #[cold]
     pub(crate) fn move_windows(&self) {
         let mut pci = self.pci.lock();
-        let mut ports = self.ports.write();
-        let mut memory = self.memory.write();
         pci.drain_changes(|change| {
             let (at, id, window, is_mapped) = match change {
                 BarChange::Mapped { at, id, window } => (at, id, window, true),
@@ -413,15 +411,15 @@ impl<M: GuestMemory> Machine<M> {
                 return;
             };
             let bus = match window.space {
-                AddressSpace::Io => &mut *ports,
-                AddressSpace::Memory => &mut *memory,
+                AddressSpace::Io => &self.ports,
+                AddressSpace::Memory => &self.memory,
             };
             if is_mapped {
-                if let Err(error) = bus.claim(window.base, window.size, &movable.slot, 0) {
+                if let Err(error) = bus.place(window.base, window.size, &movable.slot) {
                     log::debug!("PCI window of {at} at {:#x} is hidden: {error}", window.base);
                 }
             } else {
-                bus.release(window.base, &movable.slot);
+                bus.withdraw(window.base, &movable.slot);
             }
         });
     }

@@ -98,7 +98,10 @@ refusable!(
 );
 
 /// Why the guest stopped running.
+///
+/// With a tag of its own, numbered as [`ExitKind`] is: what most exits carry is then read from where the backend wrote it.
 #[derive(Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Exit {
     /// IN.
     PortRead(PortRead),

@@ -4,7 +4,7 @@
 //!
 //! [`Uart`] decodes eight byte registers. Output leaves at once, whatever the divisor says, so the transmitter is always
 //! empty; input is pulled from a [`ByteSource`] as the FIFO runs empty, so nothing overflows and what the guest does
-//! not fetch stays with the source. Its owner calls [`Device::expire`] (through [`crate::Slot::expire`]) after it gave
+//! not fetch stays with the source. Its owner calls [`Device::expire`] (through [`crate::Attached::expire`]) after it gave
 //! the source new bytes. The interrupt line is gated by OUT2, as PC boards wire it.
 //!
 //! Not here: baud rates, parity, the DMA pins, and who listens at the far end.
