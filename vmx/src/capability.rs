@@ -535,84 +535,122 @@ pub(crate) mod tests {
         }
     }
 
-    fn haswell_cpuid(eax: u32, ecx: u32) -> CpuIdResult {
+    fn arrandale_cpuid(eax: u32, ecx: u32) -> CpuIdResult {
         match (eax, ecx) {
-            (0, _) => reading(0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69),
-            (1, _) => reading(0x306c3, 0x0010_0800, 0x7fda_fbff, 0xbfeb_fbff),
-            (7, 0) => reading(0, 0x27ab, 0, 0),
-            (0xd, 0) => reading(7, 0x340, 0x340, 0),
-            (0xd, 1) => reading(1, 0, 0, 0),
+            (0, _) => reading(0xb, 0x756e_6547, 0x6c65_746e, 0x4965_6e69),
+            (1, _) => reading(0x20652, 0x0001_0800, 0x0298_e3bf, 0xbfeb_fbff),
             (0x8000_0000, _) => reading(0x8000_0008, 0, 0, 0),
-            (0x8000_0001, _) => reading(0, 0, 0x21, 0x2c10_0800),
-            (0x8000_0008, _) => reading(0x3027, 0, 0, 0),
+            (0x8000_0001, _) => reading(0, 0, 1, 0x2810_0800),
+            (0x8000_0008, _) => reading(0x3028, 0x200, 0, 0),
             _ => reading(0, 0, 0, 0),
         }
     }
 
-    /// A Core i7-4770, "Haswell".
-    pub(crate) const HASWELL: Recorded = Recorded {
-        cpuid: haswell_cpuid,
-        msrs: &[
-            (IA32_FEATURE_CONTROL, 5),
-            (IA32_VMX_BASIC, 0x00da_0400_0000_0012),
-            (IA32_VMX_TRUE_PINBASED_CTLS, 0x0000_007f_0000_0016),
-            (IA32_VMX_TRUE_PROCBASED_CTLS, 0xfff9_fffe_0400_6172),
-            (IA32_VMX_TRUE_EXIT_CTLS, 0x007f_ffff_0003_6dfb),
-            (IA32_VMX_TRUE_ENTRY_CTLS, 0x0000_ffff_0000_11fb),
-            (IA32_VMX_PROCBASED_CTLS2, 0x0000_7fff_0000_0000),
-            (IA32_VMX_MISC, 0x3004_81e5),
-            (IA32_VMX_CR0_FIXED0, 0x8000_0021),
-            (IA32_VMX_CR0_FIXED1, 0xffff_ffff),
-            (IA32_VMX_CR4_FIXED0, 0x2000),
-            (IA32_VMX_CR4_FIXED1, 0x0017_27ff),
-            (IA32_VMX_EPT_VPID_CAP, 0x0000_0f01_0633_4141),
-        ],
-    };
-
-    fn arrandale_cpuid(eax: u32, _: u32) -> CpuIdResult {
-        match eax {
-            0 => reading(0xb, 0x756e_6547, 0x6c65_746e, 0x4965_6e69),
-            1 => reading(0x20652, 0x0010_0800, 0x0298_e3ff, 0xbfeb_fbff),
-            0x8000_0000 => reading(0x8000_0008, 0, 0, 0),
-            0x8000_0001 => reading(0, 0, 1, 0x2810_0800),
-            0x8000_0008 => reading(0x3024, 0, 0, 0),
-            _ => reading(0, 0, 0, 0),
-        }
-    }
-
-    /// A Core i5 M 520, "Arrandale": the oldest kind that can be used.
+    /// Recorded on Bochs 3.0, `corei5_arrandale_m520`: the oldest kind that can be used.
     pub(crate) const ARRANDALE: Recorded = Recorded {
         cpuid: arrandale_cpuid,
         msrs: &[
-            (IA32_FEATURE_CONTROL, 0),
-            (IA32_VMX_BASIC, 0x00da_0400_0000_000f),
-            (IA32_VMX_TRUE_PINBASED_CTLS, 0x0000_007f_0000_0016),
-            (IA32_VMX_TRUE_PROCBASED_CTLS, 0xf7f9_fffe_0400_6172),
-            (IA32_VMX_TRUE_EXIT_CTLS, 0x007f_ffff_0003_6dfb),
-            (IA32_VMX_TRUE_ENTRY_CTLS, 0x0000_ffff_0000_11fb),
-            (IA32_VMX_PROCBASED_CTLS2, 0x0000_00ff_0000_0000),
-            (IA32_VMX_MISC, 0x0004_01e5),
+            (IA32_FEATURE_CONTROL, 0x5),
+            (IA32_VMX_BASIC, 0xd8_1000_0000_002b),
+            (IA32_VMX_TRUE_PINBASED_CTLS, 0x7f_0000_0016),
+            (IA32_VMX_TRUE_PROCBASED_CTLS, 0xfff9_fffe_0400_6172),
+            (IA32_VMX_TRUE_EXIT_CTLS, 0x407f_ffff_0003_6dfb),
+            (IA32_VMX_TRUE_ENTRY_CTLS, 0xffff_0000_11fb),
+            (IA32_VMX_PROCBASED_CTLS2, 0xff_0000_0000),
+            (IA32_VMX_MISC, 0x4_01e0),
             (IA32_VMX_CR0_FIXED0, 0x8000_0021),
             (IA32_VMX_CR0_FIXED1, 0xffff_ffff),
             (IA32_VMX_CR4_FIXED0, 0x2000),
-            (IA32_VMX_CR4_FIXED1, 0x27ff),
-            (IA32_VMX_EPT_VPID_CAP, 0x0000_0f01_0611_4141),
+            (IA32_VMX_CR4_FIXED1, 0x67ff),
+            (IA32_VMX_EPT_VPID_CAP, 0xf01_0611_4141),
+        ],
+    };
+
+    fn haswell_cpuid(eax: u32, ecx: u32) -> CpuIdResult {
+        match (eax, ecx) {
+            (0, _) => reading(0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69),
+            (1, _) => reading(0x306c3, 0x0001_0800, 0x7ffa_f3bf, 0xbfeb_fbff),
+            (7, 0) => reading(0, 0x27ab, 0, 0),
+            (0xd, 0) => reading(7, 0x240, 0x340, 0),
+            (0xd, 1) => reading(1, 0, 0, 0),
+            (0x8000_0000, _) => reading(0x8000_0008, 0, 0, 0),
+            (0x8000_0001, _) => reading(0, 0, 0x121, 0x2c10_0800),
+            (0x8000_0008, _) => reading(0x3028, 0x200, 0, 0),
+            _ => reading(0, 0, 0, 0),
+        }
+    }
+
+    /// Recorded on Bochs 3.0, `corei7_haswell_4770`.
+    pub(crate) const HASWELL: Recorded = Recorded {
+        cpuid: haswell_cpuid,
+        msrs: &[
+            (IA32_FEATURE_CONTROL, 0x5),
+            (IA32_VMX_BASIC, 0xd8_1000_0000_002b),
+            (IA32_VMX_TRUE_PINBASED_CTLS, 0x7f_0000_0016),
+            (IA32_VMX_TRUE_PROCBASED_CTLS, 0xfff9_fffe_0400_6172),
+            (IA32_VMX_TRUE_EXIT_CTLS, 0x407f_ffff_0003_6dfb),
+            (IA32_VMX_TRUE_ENTRY_CTLS, 0xffff_0000_11fb),
+            (IA32_VMX_PROCBASED_CTLS2, 0x4_7fff_0000_0000),
+            (IA32_VMX_MISC, 0x2004_01e0),
+            (IA32_VMX_CR0_FIXED0, 0x8000_0021),
+            (IA32_VMX_CR0_FIXED1, 0xffff_ffff),
+            (IA32_VMX_CR4_FIXED0, 0x2000),
+            (IA32_VMX_CR4_FIXED1, 0x17_27ff),
+            (IA32_VMX_EPT_VPID_CAP, 0xf01_0633_4141),
+        ],
+    };
+
+    fn skylake_cpuid(eax: u32, ecx: u32) -> CpuIdResult {
+        match (eax, ecx) {
+            (0, _) => reading(0x16, 0x756e_6547, 0x6c65_746e, 0x4965_6e69),
+            (1, _) => reading(0x50654, 0x0001_0800, 0x7ffa_f3bf, 0xbfeb_fbff),
+            (7, 0) => reading(0, 0xd19f_27eb, 0, 0),
+            (0xd, 0) => reading(0xe7, 0x240, 0xa80, 0),
+            (0xd, 1) => reading(0xf, 0x240, 0, 0),
+            (0x8000_0000, _) => reading(0x8000_0008, 0, 0, 0),
+            (0x8000_0001, _) => reading(0, 0, 0x121, 0x2c10_0800),
+            (0x8000_0008, _) => reading(0x3028, 0x200, 0, 0),
+            _ => reading(0, 0, 0, 0),
+        }
+    }
+
+    /// Recorded on Bochs 3.0, `corei7_skylake_x`.
+    pub(crate) const SKYLAKE: Recorded = Recorded {
+        cpuid: skylake_cpuid,
+        msrs: &[
+            (IA32_FEATURE_CONTROL, 0x5),
+            (IA32_VMX_BASIC, 0xd8_1000_0000_002b),
+            (IA32_VMX_TRUE_PINBASED_CTLS, 0xff_0000_0016),
+            (IA32_VMX_TRUE_PROCBASED_CTLS, 0xfff9_fffe_0400_6172),
+            (IA32_VMX_TRUE_EXIT_CTLS, 0x407f_ffff_0003_6dfb),
+            (IA32_VMX_TRUE_ENTRY_CTLS, 0xffff_0000_11fb),
+            (IA32_VMX_PROCBASED_CTLS2, 0x257_7fff_0000_0000),
+            (IA32_VMX_MISC, 0x6004_01e0),
+            (IA32_VMX_CR0_FIXED0, 0x8000_0021),
+            (IA32_VMX_CR0_FIXED1, 0xffff_ffff),
+            (IA32_VMX_CR4_FIXED0, 0x2000),
+            (IA32_VMX_CR4_FIXED1, 0x37_27ff),
+            (IA32_VMX_EPT_VPID_CAP, 0xf01_0673_4141),
         ],
     };
 
     #[test]
-    fn a_haswell_delivers_interrupts_and_an_arrandale_does_not() {
+    fn the_processors_differ_as_their_makers_say() {
         let haswell = HASWELL.capability().unwrap();
         assert!(haswell.has(Features::INTERRUPT_DELIVERY | Features::VIRTUAL_X2APIC | Features::GIANT_PAGES));
-        assert_eq!((haswell.physical_bits, haswell.xcr0, haswell.vector_bytes), (39, 7, 0x340));
-        assert_eq!((haswell.basic.revision(), haswell.basic.region_bytes()), (0x12, 1024));
-        assert_eq!(haswell.misc.timer_shift(), 5);
+        assert!(!haswell.features.intersects(Features::XSAVES | Features::POSTED_INTERRUPTS | Features::TSC_SCALING));
+        assert_eq!((haswell.physical_bits, haswell.xcr0, haswell.vector_bytes), (40, 7, 0x340));
+        assert_eq!((haswell.basic.revision(), haswell.basic.region_bytes()), (0x2b, 4096));
+        assert_eq!((haswell.misc.timer_shift(), haswell.misc.cr3_targets()), (0, 4));
         let arrandale = ARRANDALE.capability().unwrap();
         assert!(arrandale.has(Features::VPID | Features::PREEMPTION_TIMER | Features::LARGE_PAGES | Features::RDTSCP));
         assert!(!arrandale.features.intersects(
             Features::VIRTUAL_INTERRUPTS | Features::APIC_REGISTERS | Features::GIANT_PAGES | Features::XSAVE
         ));
-        assert_eq!((arrandale.physical_bits, arrandale.xcr0, arrandale.vector_bytes), (36, 1, 512));
+        assert_eq!((arrandale.xcr0, arrandale.vector_bytes), (1, 512));
+        let skylake = SKYLAKE.capability().unwrap();
+        assert!(skylake.has(Features::XSAVES | Features::POSTED_INTERRUPTS | Features::TSC_SCALING));
+        assert_eq!((skylake.xcr0, skylake.vector_bytes), (0xe7, 0xa80));
     }
 
     #[test]

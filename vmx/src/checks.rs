@@ -681,7 +681,7 @@ mod tests {
         }
     }
     const CANONICAL_NOT: u64 = 1 << 48;
-    const BEYOND: u64 = 1 << 39;
+    const BEYOND: u64 = 1 << 40;
 
     /// One violation of each kind: from a good state in real mode, and the words that it must give.
     const VIOLATIONS: &[(Change, &str)] = &[

@@ -420,7 +420,7 @@ pub const PAUSE_WINDOW: u32 = 4096;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capability::tests::{ARRANDALE, HASWELL, Recorded};
+    use crate::capability::tests::{ARRANDALE, HASWELL, Recorded, SKYLAKE};
 
     fn derive(cpu: &Recorded, apic: ApicVirtualization) -> Controls {
         Controls::derive(&cpu.capability().unwrap(), apic).unwrap()
@@ -428,7 +428,7 @@ mod tests {
 
     #[test]
     fn settled_words_keep_to_what_the_processor_allows() {
-        for cpu in [&HASWELL, &ARRANDALE] {
+        for cpu in [&SKYLAKE, &HASWELL, &ARRANDALE] {
             for apic in [ApicVirtualization::Off, ApicVirtualization::WhereThere] {
                 let capability = cpu.capability().unwrap();
                 let controls = derive(cpu, apic);
