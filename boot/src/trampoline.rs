@@ -20,7 +20,6 @@ const PARAMETERS: usize = 0x800;
 
 /// Selectors of the page's own GDT. The 64-bit code segment is where the kernel's is, so that its IDT works at once.
 const CODE64: u16 = 0x08;
-const DATA: u16 = 0x10;
 const CODE32: u16 = 0x18;
 /// Flat descriptors under those selectors. SDM 3A figure 3-8 "Segment Descriptor".
 const GDT: [u64; 4] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_9b00_0000_ffff];
@@ -141,10 +140,12 @@ pub use assembly::code;
 mod assembly {
     #![allow(unsafe_code)] // Assembly, and the bytes between its labels.
 
-    use super::{Code, DATA, PARAMETERS, Parameters};
+    use super::{Code, PARAMETERS, Parameters};
     use core::arch::global_asm;
     use core::mem::offset_of;
 
+    /// The data segment in the page's GDT.
+    const DATA: u16 = 0x10;
     /// CR0.PE; CR0.PG and CR0.WP; CR4.PAE. SDM 3A 2.5 "Control Registers".
     const PROTECTED: u32 = 1;
     const PAGED: u32 = 1 << 31 | 1 << 16;
