@@ -38,6 +38,7 @@ use crate::checks::{DEBUGCTL_BTF, PENDING_SINGLE_STEP, interruptibility};
 use crate::controls::{ApicVirtualization, Controls, MsrAccess, STRAIGHT, Shared as SharedBits, TSC_AUX};
 use crate::decode::{ENTRY_FAILURE, EntryEvent, Gathered, Interruption, Needs, Reason, decode};
 use crate::entry::{Context, Outcome};
+use crate::field::Field;
 use crate::paging::{ExtendedTables, root_table};
 use crate::region::{Frame, FrameTables, GuestWords, HostCpu, MsrBitmap, Removals, Switched, apic_access_page};
 use crate::vmcs::{Addresses, Current, Vmcs};
@@ -70,6 +71,10 @@ const DR7_FIXED: u64 = 1 << 10;
 const CR3_KEEP: u64 = 1 << 63;
 /// The type of a busy 64-bit TSS.
 const BUSY_TSS: u8 = 11;
+
+/// The EOI-exit bitmap, 64 vectors each.
+const EOI_EXITS: [Field<field::U64, field::Guest>; 4] =
+    [field::EOI_EXIT_0, field::EOI_EXIT_1, field::EOI_EXIT_2, field::EOI_EXIT_3];
 
 /// What all vCPUs and host CPUs share.
 struct Shared {
@@ -1100,6 +1105,8 @@ impl Vcpu for VmxVcpu {
         }
         if self.shared.controls.deliver_interrupts() {
             vmcs.write(field::GUEST_INTERRUPT_STATUS, 0);
+            // Until the machine says which EOIs concern it, all of them do.
+            EOI_EXITS.into_iter().for_each(|field| vmcs.write(field, !0));
         }
         self.context.gprs = *gprs;
         self.rip = *rip;
@@ -1169,8 +1176,7 @@ impl Vcpu for VmxVcpu {
     fn set_eoi_exits(&mut self, vectors: [u64; 4]) {
         if self.shared.controls.deliver_interrupts() {
             let vmcs = self.vmcs.visit();
-            let fields = [field::EOI_EXIT_0, field::EOI_EXIT_1, field::EOI_EXIT_2, field::EOI_EXIT_3];
-            for (field, bits) in fields.into_iter().zip(vectors) {
+            for (field, bits) in EOI_EXITS.into_iter().zip(vectors) {
                 vmcs.write(field, bits);
             }
         }
@@ -1193,91 +1199,4 @@ impl Vcpu for VmxVcpu {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::capability::tests::{ARRANDALE, HASWELL};
-    use crate::region::tests::HeapFrames;
-
-    #[test]
-    fn the_backend_says_what_guests_can_execute() {
-        let haswell = Vmx::new(HASWELL.capability().unwrap(), ApicVirtualization::Off).unwrap();
-        assert_eq!(haswell.guest_features(), GuestFeatures { rdtscp: true, invpcid: true });
-        let arrandale = Vmx::new(ARRANDALE.capability().unwrap(), ApicVirtualization::Off).unwrap();
-        assert_eq!(arrandale.guest_features(), GuestFeatures { rdtscp: true, invpcid: false });
-        assert_eq!(Vmx::NAME, "VMX");
-    }
-
-    #[test]
-    fn the_apic_page_is_mapped_only_for_virtualized_accesses() {
-        let frames: Arc<dyn FrameSource> = Arc::new(HeapFrames::default());
-        for (apic, mapped) in [(ApicVirtualization::Off, false), (ApicVirtualization::WhereThere, true)] {
-            let capability = Capability { physical_bits: 52, ..HASWELL.capability().unwrap() };
-            let tables = Vmx::new(capability, apic).unwrap().second_level(&frames).unwrap();
-            let page = apic_access_page(root_table(tables.root()));
-            let expected = mapped.then_some((page, Permissions::READ | Permissions::WRITE));
-            assert_eq!(tables.translate(Gpa(0xfee0_0000)), expected);
-        }
-    }
-
-    #[test]
-    fn msrs_exit_but_for_those_that_are_switched() {
-        let frames: Arc<dyn FrameSource> = Arc::new(HeapFrames::default());
-        let bitmap = new_msr_bitmap(&frames, &HASWELL.capability().unwrap()).unwrap();
-        let exits = |msr, access| {
-            let bit = controls::msr_bit(msr, access).unwrap();
-            bitmap[bit / 8] >> (bit % 8) & 1 != 0
-        };
-        for msr in [0x174, 0xc000_0082, 0xc000_0100, 0xc000_0103] {
-            assert!(!exits(msr, MsrAccess::Read) && !exits(msr, MsrAccess::Write), "{msr:#x}");
-        }
-        for msr in [0x10, 0x1b, 0x48, 0x277, 0x1d9, 0x808, 0xc000_0080, 0xc000_0084 + 1] {
-            assert!(exits(msr, MsrAccess::Read) && exits(msr, MsrAccess::Write), "{msr:#x}");
-        }
-        let through: u32 = bitmap.iter().map(|byte| byte.count_zeros()).sum();
-        assert_eq!(through as usize, 2 * (STRAIGHT.len() + 1));
-    }
-
-    #[test]
-    fn a_waiting_interrupt_arms_the_window_or_the_threshold() {
-        let waiting = |vector| Windows { interrupt: vector, ..Windows::default() };
-        let armed = |vector, tpr, delivers| {
-            let windows = waiting(vector).armed_for(tpr, delivers);
-            (windows.interrupt_armed, windows.threshold)
-        };
-        assert_eq!(armed(None, 0xff, false), (false, 0));
-        assert_eq!(armed(Some(0x31), 0, false), (true, 0));
-        assert_eq!(armed(Some(0x31), 0x2f, false), (true, 0));
-        assert_eq!(armed(Some(0x31), 0x30, false), (false, 3), "held until TPR falls below its class");
-        assert_eq!(armed(Some(0x31), 0x80, false), (false, 3));
-        assert_eq!(armed(Some(0x08), 0xf0, false), (true, 0), "from the 8259 pair: no class, not held");
-        assert_eq!(armed(Some(0x31), 0x80, true), (true, 0), "the processor looks at TPR");
-    }
-
-    #[test]
-    fn the_highest_vector_of_a_register_page() {
-        let page = RegisterPage::new();
-        assert_eq!(highest_vector(&page, IRR), 0);
-        page.store(IRR + 0x10, 1 << 1);
-        assert_eq!(highest_vector(&page, IRR), 0x21);
-        page.store(IRR + 0x70, 1 << 31);
-        assert_eq!(highest_vector(&page, IRR), 0xff);
-        assert_eq!(highest_vector(&page, ISR), 0);
-    }
-
-    #[test]
-    fn a_field_is_read_once_until_the_next_exit() {
-        let cache = Cache::default();
-        let reads = Cell::new(0);
-        let get = || {
-            cache.get(Known::RFLAGS, &cache.rflags, || {
-                reads.set(reads.get() + 1);
-                reads.get()
-            })
-        };
-        assert_eq!((get(), get()), (1, 1));
-        cache.put(Known::RFLAGS, &cache.rflags, 7);
-        assert_eq!(get(), 7);
-        cache.forget();
-        assert_eq!(get(), 2);
-    }
-}
+mod tests;
