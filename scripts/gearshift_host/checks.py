@@ -70,7 +70,7 @@ def clippy_bare() -> tuple:
 
 def docs() -> tuple:
     """Documentation without warnings, private items included: the readers of these rooms are their authors."""
-    return one(*cargo("doc", "--workspace", "--no-deps", "--document-private-items", environment={"RUSTDOCFLAGS": "-D warnings"}))
+    return one(*cargo("doc", "--workspace", "--no-deps", "--document-private-items", environment={"RUSTDOCFLAGS": "-D warnings -A rustdoc::private_intra_doc_links"}))
 
 
 def check_arrows() -> tuple:
