@@ -52,8 +52,8 @@ impl fmt::Display for MapError {
 
 /// The second-level page tables of one virtual machine.
 ///
-/// Mapping picks the largest pages that alignment and the processor allow. After [`SecondLevel::unmap`] and
-/// [`SecondLevel::protect`] the caller has every vCPU of the VM run its flush before it uses the memory otherwise.
+/// Mapping picks the largest pages that alignment and the processor allow. After [`SecondLevel::unmap`] the
+/// caller has every vCPU of the VM run its flush before it uses the memory otherwise.
 pub trait SecondLevel: Send {
     /// Maps `bytes` at `gpa` to `hpa`.
     fn map(

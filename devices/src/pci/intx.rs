@@ -1,6 +1,6 @@
 //! INTx: from a function's pin to PIRQA-PIRQH, and from there to the IOAPIC's inputs 16-23 and to the 8259 pair.
 //!
-//! ICH9 10.1 "Chipset Configuration Registers", D25IR-D31IR, and 13.1.17 "PIRQ[n]_ROUT". The swizzle of the slots below
+//! ICH9 10.1 "Chipset Configuration Registers", D25IR-D31IR, and 13.1.17 "PIRQn_ROUT". The swizzle of the slots below
 //! 25 is q35's, which SeaBIOS expects.
 
 use super::spec::lpc;
@@ -77,7 +77,7 @@ impl IntxRouter {
         Arc::new(Source { router: self.clone(), pirq, bit })
     }
 
-    /// Takes over what the PIRQ[n]_ROUT registers say now.
+    /// Takes over what the PIRQn_ROUT registers say now.
     pub(super) fn set_routes(&self, routes: [u8; Pirq::COUNT]) {
         let mut wires = self.wires.lock();
         let before = wires.routes.map(isa_irq);
