@@ -225,7 +225,8 @@ impl<C: Context> Walk<'_, C> {
                 | match level {
                     1 => 0,
                     2 if large => 0x1f_e000,
-                    3 if levels == PAE_LEVELS => 0x1e6 | entry::NO_EXECUTE,
+                    // Bit 5 is reserved here too, but QEMU sets it as if it were an accessed flag.
+                    3 if levels == PAE_LEVELS => 0x1c6 | entry::NO_EXECUTE,
                     3 if large && limits.gigabyte_pages => 0x3fff_e000,
                     2 => 0,
                     _ => entry::LARGE,
