@@ -149,7 +149,7 @@ pub enum Exit {
     Exception(ExceptionExit),
     /// A task switch through a task gate or TSS.
     TaskSwitch(RawExit),
-    /// The guest can take an interrupt now, as [`crate::Vcpu::request_window`] asked.
+    /// The guest can take an interrupt now, as [`crate::Vcpu::request_interrupt_window`] asked.
     InterruptWindow,
     /// The guest can take an NMI now.
     NmiWindow,
