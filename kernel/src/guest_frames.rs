@@ -1,8 +1,8 @@
-//! Host frames for a guest's RAM: in pieces as large as can be had, zeroed before use and after.
+//! Host frames for a guest's RAM: in pieces as large as can be had. [`GuestRam`] has them zeroed before use and after.
 
 #![allow(unsafe_code)] // The promise that the frames are the guest's.
 
-use crate::guest_ram::{Extent, GuestRam};
+use crate::guest_ram::{Extent, GuestRam, Owner};
 use crate::ram;
 use alloc::vec::Vec;
 use boot::PhysicalRange;
@@ -12,8 +12,8 @@ const HUGE: u64 = 1 << 30;
 const LARGE: u64 = 2 << 20;
 
 /// RAM at each `(guest-physical start, bytes)`, ascending, in whole pages. Ranges that share a piece of 2 MiB share it in the
-/// host too, so that a hole between them costs no large page elsewhere. `None` when the host has not that much; nothing is
-/// kept then.
+/// host too, so that a hole between them costs no large page elsewhere. Not cleared yet. `None` when the host has not that
+/// much; nothing is kept then.
 ///
 /// # Panics
 /// If a range is not made of pages, or two overlap.
@@ -25,7 +25,7 @@ pub fn allocate(ranges: &[(u64, u64)]) -> Option<GuestRam> {
         let first = done.max(start & !(LARGE - 1));
         let end = (start + bytes).next_multiple_of(LARGE);
         if end > first && !take(&mut pieces, first, end - first) {
-            pieces.iter().for_each(release);
+            pieces.iter().for_each(free);
             return None;
         }
         done = done.max(end);
@@ -34,7 +34,7 @@ pub fn allocate(ranges: &[(u64, u64)]) -> Option<GuestRam> {
     for piece in &pieces {
         cut(piece, ranges, &mut extents);
     }
-    Some(GuestRam::new(extents, release))
+    Some(GuestRam::new(extents, Owner { clear, free }))
 }
 
 /// Appends the parts of `piece` that lie in `ranges`; frees the others.
@@ -62,7 +62,7 @@ fn part(piece: &Extent, from: u64, to: u64) -> Extent {
 
 fn free_part(piece: &Extent, from: u64, to: u64) {
     if from < to {
-        release(&part(piece, from, to));
+        free(&part(piece, from, to));
     }
 }
 
@@ -75,11 +75,11 @@ fn take(extents: &mut Vec<Extent>, start: u64, bytes: u64) -> bool {
         let (gpa, rest) = (start + done, bytes - done);
         let whole = limit == HUGE && rest >= HUGE && gpa.is_multiple_of(HUGE);
         let (size, alignment) = if whole { (HUGE, HUGE) } else { (rest.min(limit), LARGE) };
-        match ram::allocate_zeroed(size, alignment) {
+        match ram::with_frames(|frames| frames.allocate_contiguous(size, alignment)) {
             Some(range) => {
                 let host = ram::pointer(range.start);
                 // SAFETY: the frames were just allocated for this; the direct map has them as long as they are not freed,
-                // which `release` does when the guest is gone.
+                // which `free` does when the guest is gone.
                 extents.push(unsafe { Extent::new(gpa, range.start, size, host) });
                 done += size;
             }
@@ -90,9 +90,14 @@ fn take(extents: &mut Vec<Extent>, start: u64, bytes: u64) -> bool {
     true
 }
 
-/// Scrubs and frees a piece.
-fn release(extent: &Extent) {
-    let range = PhysicalRange { start: extent.physical, end: extent.physical + extent.length };
-    ram::zero(range);
-    ram::free(range);
+fn range(extent: &Extent) -> PhysicalRange {
+    PhysicalRange { start: extent.physical, end: extent.physical + extent.length }
+}
+
+fn clear(extent: &Extent) {
+    ram::zero(range(extent));
+}
+
+fn free(extent: &Extent) {
+    ram::free(range(extent));
 }

@@ -8,7 +8,7 @@
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use memory::{Gpa, GuestMemory, NotRam, Width};
 
 /// A range of guest-physical memory in one range of host memory.
@@ -44,17 +44,33 @@ impl Extent {
     }
 }
 
-/// All RAM of a guest.
+/// What the host does with a guest's memory.
+#[derive(Clone, Copy)]
+pub struct Owner {
+    /// Sets an extent, or a part of one, to zero.
+    pub clear: fn(&Extent),
+    /// Takes an extent's memory back.
+    pub free: fn(&Extent),
+}
+
+/// All RAM of a guest. Cleared by its host before the guest runs, and after: in pieces by [`GuestRam::clear_some`], and at the
+/// latest when it is dropped. What one guest wrote, nobody else reads.
 pub struct GuestRam {
     /// Sorted, not overlapping.
     extents: Vec<Extent>,
-    /// Takes each extent's memory back when the guest is gone.
-    release: fn(&Extent),
+    owner: Owner,
+    /// Bytes known to be zero, counted through the extents.
+    clear: AtomicU64,
+    /// A guest had it.
+    used: AtomicBool,
 }
 
 impl Drop for GuestRam {
     fn drop(&mut self) {
-        self.extents.iter().for_each(self.release);
+        if self.used.load(Ordering::Relaxed) {
+            self.clear_some(u64::MAX);
+        }
+        self.extents.iter().for_each(self.owner.free);
     }
 }
 
@@ -70,16 +86,44 @@ struct Piece {
 }
 
 impl GuestRam {
-    /// RAM made of `extents`, each of which is given to `release` in the end.
+    /// RAM made of `extents`, with whatever contents, which go back to `owner` in the end.
     ///
     /// # Panics
     /// If two overlap.
-    pub fn new(mut extents: Vec<Extent>, release: fn(&Extent)) -> Self {
+    pub fn new(mut extents: Vec<Extent>, owner: Owner) -> Self {
         extents.sort_unstable_by_key(|extent| extent.gpa);
         for pair in extents.windows(2) {
             assert!(pair[0].gpa + pair[0].length <= pair[1].gpa, "guest RAM does not overlap");
         }
-        Self { extents, release }
+        Self { extents, owner, clear: AtomicU64::new(0), used: AtomicBool::new(false) }
+    }
+
+    /// Clears up to `bytes` more, in whole pages. True when all of the RAM is clear. To be called while no guest has it.
+    pub fn clear_some(&self, bytes: u64) -> bool {
+        let from = self.clear.load(Ordering::Relaxed);
+        let to = from.saturating_add(bytes.saturating_add(4095) & !4095).min(self.size());
+        let mut start = 0;
+        for extent in &self.extents {
+            let (first, last) = (from.max(start), to.min(start + extent.length));
+            if first < last {
+                let offset = first - start;
+                (self.owner.clear)(&Extent {
+                    gpa: extent.gpa + offset,
+                    physical: extent.physical + offset,
+                    length: last - first,
+                    host: NonNull::new(extent.pointer(offset)).unwrap_or(extent.host),
+                });
+            }
+            start += extent.length;
+        }
+        self.clear.store(to, Ordering::Relaxed);
+        to == self.size()
+    }
+
+    /// A guest gets it: nothing is known to be clear any more.
+    pub fn hand_over(&self) {
+        self.clear.store(0, Ordering::Relaxed);
+        self.used.store(true, Ordering::Relaxed);
     }
 
     /// The extents, by rising address.
@@ -327,7 +371,35 @@ mod tests {
 
     /// Two pages at 0, two right behind them in other memory, one at 1 MiB.
     fn ram() -> GuestRam {
-        GuestRam::new(vec![extent(1 << 20, 1), extent(0, 2), extent(2 * PAGE, 2)], |_| {})
+        let owner = Owner { clear: |extent| super::fill(extent.pointer(0), 0, extent.length as usize), free: |_| {} };
+        GuestRam::new(vec![extent(1 << 20, 1), extent(0, 2), extent(2 * PAGE, 2)], owner)
+    }
+
+    #[test]
+    fn all_of_it_is_cleared_in_pieces() {
+        let ram = ram();
+        let holes = |value| {
+            let mut found = Vec::new();
+            for gpa in [0, PAGE - 1, PAGE, 2 * PAGE, 4 * PAGE - 1, 1 << 20, (1 << 20) + PAGE - 1] {
+                let mut byte = [0];
+                ram.read(Gpa(gpa), &mut byte).unwrap();
+                found.push(byte[0] == value);
+            }
+            found
+        };
+        ram.fill(Gpa(0), 7, 4 * PAGE).unwrap();
+        ram.fill(Gpa(1 << 20), 7, PAGE).unwrap();
+        ram.hand_over();
+        assert!(!ram.clear_some(PAGE));
+        assert_eq!(holes(7), [false, false, true, true, true, true, true]);
+        assert!(!ram.clear_some(2 * PAGE + 1), "whole pages");
+        assert_eq!(holes(7), [false, false, false, false, false, true, true]);
+        assert!(ram.clear_some(u64::MAX));
+        assert_eq!(holes(0), [true; 7]);
+        ram.fill(Gpa(0), 7, PAGE).unwrap();
+        assert!(ram.clear_some(PAGE), "it is believed to be clear until it is handed over");
+        ram.hand_over();
+        assert!(ram.clear_some(u64::MAX) && holes(0) == [true; 7]);
     }
 
     #[test]
@@ -413,13 +485,14 @@ mod tests {
         use std::sync::Mutex;
         static RELEASED: Mutex<Vec<u64>> = Mutex::new(Vec::new());
         let extents = vec![extent(PAGE, 1), extent(0, 1)];
-        drop(GuestRam::new(extents, |extent| RELEASED.lock().unwrap().push(extent.gpa)));
+        let free: fn(&Extent) = |extent| RELEASED.lock().unwrap().push(extent.gpa);
+        drop(GuestRam::new(extents, Owner { clear: |_| panic!("no guest had it"), free }));
         assert_eq!(*RELEASED.lock().unwrap(), [0, PAGE]);
     }
 
     #[test]
     #[should_panic(expected = "does not overlap")]
     fn overlapping_extents_are_a_broken_invariant() {
-        GuestRam::new(vec![extent(0, 2), extent(PAGE, 1)], |_| {});
+        GuestRam::new(vec![extent(0, 2), extent(PAGE, 1)], Owner { clear: |_| {}, free: |_| {} });
     }
 }

@@ -5,7 +5,8 @@
 
 use crate::lock::Lock;
 use crate::ring::Ring;
-use crate::{clock, percpu, serial};
+use crate::{clock, console, percpu, serial};
+use alloc::string::String;
 use core::fmt::{self, Write};
 use log::{LevelFilter, Log, Metadata, Record};
 
@@ -49,6 +50,10 @@ impl Write for Everywhere {
             kept.push(text.as_bytes());
         }
         serial::write_log(text.as_bytes());
+        if serial::console_is_shared() {
+            // Who wanted to print to the port meanwhile found it taken.
+            console::pump();
+        }
         Ok(())
     }
 }
@@ -77,4 +82,13 @@ pub fn dump(lines: usize) {
     let (first, second) = kept.last_lines(lines);
     serial::write_log_urgently(first);
     serial::write_log_urgently(second);
+}
+
+/// The last `lines` lines of the log.
+pub fn last_lines(lines: usize) -> String {
+    let kept = KEPT_LINES.lock();
+    let (first, second) = kept.last_lines(lines);
+    let mut text = String::from_utf8_lossy(first).into_owned();
+    text.push_str(&String::from_utf8_lossy(second));
+    text
 }

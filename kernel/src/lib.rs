@@ -8,7 +8,7 @@
 //! | [`memory_map`], [`frames`], [`paging`] | `ram`, `address_space`, `stacks`, `heap` |
 //! | [`time`], [`calibrate`], [`alarms`], [`wall`] | `clock`, `references`, `apic`, `rtc` |
 //! | [`run_queue`] | `scheduler`, `percpu` |
-//! | [`queue`], [`keys`], [`guest_ram`] | `console`, `control`, `arena` |
+//! | [`queue`], [`keys`], [`channel`], [`monitor`], [`guest_ram`] | `console`, `control`, `fleet`, `arena` |
 //! | [`acpi`], [`options`], [`definitions`], [`ring`] | `firmware`, `ioapic`, `pic`, `serial`, `journal`, `panic`, `shutdown` |
 //!
 //! `start` puts them together. Neighbours: `boot` below; `machine`, a backend and `devices` above. The kernel knows no
@@ -21,6 +21,7 @@ extern crate alloc;
 pub mod acpi;
 pub mod alarms;
 pub mod calibrate;
+pub mod channel;
 pub mod definitions;
 pub mod frames;
 pub mod guest_ram;
@@ -28,6 +29,7 @@ pub mod keys;
 pub mod layout;
 pub mod lock;
 pub mod memory_map;
+pub mod monitor;
 pub mod options;
 pub mod paging;
 pub mod queue;
@@ -51,6 +53,7 @@ bare_metal!(
     cpu,
     detect,
     firmware,
+    fleet,
     gdt,
     guest_frames,
     heap,

@@ -7,10 +7,10 @@ use crate::options::SelfTest;
 use crate::paging::Permissions;
 use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT};
 use crate::time::MILLISECOND;
-use crate::console::{self, Console};
-use crate::{address_space, clock, guest_frames, idt, layout, percpu, ram, scheduler};
+use crate::{address_space, clock, console, guest_frames, idt, layout, percpu, ram, scheduler};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::fmt::Write;
 use core::sync::atomic::{AtomicU32, Ordering};
 use devices::{ByteSink, ByteSource};
 use log::info;
@@ -31,8 +31,9 @@ struct Echo;
 
 impl Task for Echo {
     fn poll(&mut self) -> Poll {
-        while let Some(byte) = Console.take() {
-            Console.put(byte);
+        let console = console::of(0);
+        while let Some(byte) = console.take() {
+            console.put(byte);
         }
         match console::take_command() {
             Some(b'q') => Poll::Finished,
@@ -44,8 +45,10 @@ impl Task for Echo {
 fn echo() {
     let waker = scheduler::waker();
     let listener = waker.clone();
-    console::listen(Box::new(move || listener.wake()));
-    b"echo; Ctrl-A q ends\r\n".iter().for_each(|&byte| Console.put(byte));
+    console::set_up(core::iter::empty());
+    let mut console = console::of(0);
+    console.listen(Some(Box::new(move || listener.wake())));
+    let _ = writeln!(console, "echo; Ctrl-A q ends");
     scheduler::spawn("echo", Role::Work, USUAL_WEIGHT, Box::new(Echo), waker);
     let start = clock::now();
     scheduler::run();
@@ -108,6 +111,7 @@ fn guest_ram_is_found() {
     let half = (ram::with_frames(|frames| frames.free_bytes()) / 2) & !((2 << 20) - 1);
     let start = clock::now();
     let guest = guest_frames::allocate(&[(0, half)]).expect("half of the free memory can be had");
+    assert!(guest.clear_some(u64::MAX), "all at once");
     assert_eq!(guest.size(), half);
     assert!(guest_frames::allocate(&[(0, 2 * half)]).is_none(), "more than there is cannot be had");
     let (pieces, took) = (guest.extents().len(), (clock::now() - start) / 1000);

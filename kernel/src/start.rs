@@ -12,12 +12,13 @@ use crate::arena::Arena;
 use crate::detect::Virtualization;
 use crate::definitions::{self, COMMAND_LINE_MODULE, CommandLine, Definition};
 use crate::options::Options;
-use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT};
+use crate::fleet::Fleet;
+use crate::lock::Lock;
+use crate::run_queue::{Role, USUAL_WEIGHT};
 use crate::shutdown::{self, Outcome};
 use crate::{
-    address_space, apic, clock, console, control, cpu, detect, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, rtc, scheduler, self_test, serial, stacks,
+    address_space, apic, clock, console, control, cpu, detect, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, rtc, scheduler, self_test, serial, stacks, vm,
 };
-use crate::vm::{self, End, Ending, Plan};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -27,10 +28,9 @@ use alloc::vec::Vec;
 use boot::{BootError, BootInfo, Module};
 use core::arch::naked_asm;
 use core::fmt;
-use devices::rtc::WallTime;
 use log::info;
 use machine::direct_boot::DirectBoot;
-use vcpu::{Backend, FrameSource};
+use vcpu::{Backend, FrameSource, Wake};
 
 /// Builds the host and runs it. Called by the binary on the boot stack.
 pub fn start(boot: Result<BootInfo<'static>, BootError>) -> ! {
@@ -127,13 +127,15 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
     let virtualization = detect::detect().unwrap_or_else(|refusal| refuse(refusal));
     detect::report(&virtualization);
     let machines = definitions(&options, boot).unwrap_or_else(|problem| refuse(problem));
-    let [machine] = machines.as_slice() else { refuse("only one machine so far") };
-    let plan = plan(machine, boot, wall_time.unwrap_or(0)).unwrap_or_else(|error| refuse(error));
+    let machines: Result<Vec<_>, String> =
+        machines.into_iter().map(|machine| direct_boot(&machine, boot).map(|start| (machine, start))).collect();
+    let machines = machines.unwrap_or_else(|problem| refuse(problem));
+    let wall_start = wall_time.unwrap_or(0).saturating_sub(clock::now() / 1_000_000_000);
     match virtualization {
-        Virtualization::Svm(capability) => run(&svm::Svm::new(capability), plan),
+        Virtualization::Svm(capability) => run(svm::Svm::new(capability), machines, wall_start),
         Virtualization::Vmx(capability) => {
             let vmx = vmx::Vmx::new(capability, vmx::controls::ApicVirtualization::Off);
-            run(&vmx.unwrap_or_else(|refusal| refuse(refusal)), plan)
+            run(vmx.unwrap_or_else(|refusal| refuse(refusal)), machines, wall_start)
         }
     }
 }
@@ -155,114 +157,45 @@ fn definitions(options: &Options, boot: &BootInfo<'static>) -> Result<Vec<Defini
     }
 }
 
-/// How a machine is made: its definition, with names turned into modules.
-fn plan(machine: &Definition, boot: &BootInfo<'static>, wall_seconds: u64) -> Result<Plan, String> {
-    let module = |name: &String| {
-        let found = boot.modules.iter().find(|module| module.name == *name);
+/// What a machine boots: its definition's names turned into modules.
+fn direct_boot(machine: &Definition, boot: &BootInfo<'static>) -> Result<DirectBoot<'static>, String> {
+    let module = |name: &str| {
+        let found = boot.modules.iter().find(|module| module.name == name);
         found.map(|module| module.bytes).ok_or_else(|| format!("{}: there is no module '{name}'; load it too", machine.name))
     };
     let kernel = module(&machine.kernel)?;
-    let initrd = machine.initrd.as_ref().map(module).transpose()?;
+    let initrd = machine.initrd.as_deref().map(module).transpose()?;
     let command_line = match &machine.append {
         CommandLine::Text(text) => text.clone().leak().as_bytes(),
-        CommandLine::Module => module(&String::from(COMMAND_LINE_MODULE)).unwrap_or(b""),
+        CommandLine::Module => module(COMMAND_LINE_MODULE).unwrap_or(b""),
     };
-    Ok(Plan {
-        memory: machine.memory,
-        vcpus: machine.vcpus,
-        boot: DirectBoot { kernel, initrd, command_line },
-        debug_exit: machine.debug_exit,
-        hyperv: machine.hyperv,
-        wall_time: WallTime { seconds: wall_seconds, nanos: 0 },
-    })
+    Ok(DirectBoot { kernel, initrd, command_line })
 }
 
-/// Runs the guest to its end, and ends the host's run with it.
-fn run<B: Backend>(backend: &B, plan: Plan) -> ! {
+/// Runs the machines to their ends, and ends the host's run with the last.
+fn run<B: Backend>(backend: B, machines: Vec<(Definition, DirectBoot<'static>)>, wall_start: u64) -> ! {
     let arena = Arena::new(CPU_REGIONS).unwrap_or_else(|| refuse(TOO_LITTLE_MEMORY));
     let frames: Arc<dyn FrameSource> = Arc::new(arena);
     backend.enable(&frames).unwrap_or_else(|error| refuse(error));
-    let memory = plan.memory;
+    let backend: &'static B = Box::leak(Box::new(backend));
+
+    console::set_up(machines.iter().map(|(machine, _)| (machine.name.as_str(), machine.console)));
     let waker = scheduler::waker();
     control::listen(waker.clone());
-    scheduler::spawn("control", Role::Service, USUAL_WEIGHT, Box::new(ControlTask), waker);
-    vm::launch(backend, plan).unwrap_or_else(|error| refuse(error));
-    let used = ram::with_frames(|frames| frames.total_bytes() - frames.free_bytes()).saturating_sub(memory);
-    info!("the guest starts with {} MiB; the hypervisor has {} KiB for itself", memory >> 20, used >> 10);
+    let listener = waker.clone();
+    console::of(0).listen(Some(Box::new(move || listener.wake())));
+    let outcome = Arc::new(Lock::new(Outcome::PoweredOff));
+    let make = Box::new(move |plan| vm::reserve(backend, plan));
+    let fleet = Fleet::new(make, machines, wall_start, waker.clone(), outcome.clone());
+    scheduler::spawn("fleet", Role::Work, USUAL_WEIGHT, Box::new(fleet), waker);
     scheduler::run();
     console::flush();
-    match vm::take_ending() {
-        Some(ending) => shutdown::end(conclude(&ending, used)),
-        None => unreachable!("the scheduler returns when the machine has ended"),
-    }
-}
-
-/// Carries out what arrives on the control line.
-struct ControlTask;
-
-impl Task for ControlTask {
-    fn poll(&mut self) -> Poll {
-        while let Some(line) = control::take_line() {
-            match line.as_str() {
-                "quit" => vm::power_off(),
-                other => log::warn!("control line: unknown command '{other}'"),
-            }
-        }
-        Poll::Blocked { until: None }
-    }
+    let outcome = *outcome.lock();
+    shutdown::end(outcome)
 }
 
 /// Memory for what a backend needs for each CPU.
 const CPU_REGIONS: u64 = 2 << 20;
-
-/// Tells how the guest ended.
-fn conclude(ending: &Ending, used: u64) -> Outcome {
-    let outcome = match &ending.end {
-        End::PoweredOff => {
-            info!("the guest was powered off");
-            Outcome::PoweredOff
-        }
-        End::DebugExit(value) => {
-            info!("the guest wrote {value:#x} to its debug-exit port");
-            Outcome::PoweredOff
-        }
-        End::Stopped(report) => {
-            log::error!("the guest was stopped: {}", report.reason);
-            journal::print(format_args!("REPORT BEGIN\n{report}REPORT END\nREPORT JSON {}\n", report.json()));
-            Outcome::Stopped
-        }
-        End::NotRestarted(reason) => {
-            log::error!("the guest could not restart: {reason}");
-            Outcome::Stopped
-        }
-    };
-    journal::print(format_args!("STATS {}\n", Statistics { ending, used }));
-    outcome
-}
-
-/// The statistics as one JSON object.
-struct Statistics<'a> {
-    ending: &'a Ending,
-    used: u64,
-}
-
-impl fmt::Display for Statistics<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("{\"exits\":{")?;
-        for (number, (kind, count)) in self.ending.exits.iter().enumerate() {
-            let comma = if number == 0 { "" } else { "," };
-            write!(f, "{comma}\"{kind}\":{count}")?;
-        }
-        write!(
-            f,
-            "}},\"run_time_ns\":{},\"instructions\":{},\"hypervisor_memory_bytes\":{},\"vm_memory_bytes\":{}}}",
-            self.ending.run_time,
-            cpu::rdtsc(),
-            self.used.saturating_sub(self.ending.overhead),
-            self.ending.overhead
-        )
-    }
-}
 
 /// Logs what the loader told.
 fn report_boot(boot: &BootInfo<'_>) {

@@ -1,18 +1,19 @@
 //! One virtual machine on this host: its memory, its second-level tables, its vCPUs as tasks, and how it ends.
 //!
-//! Key types: [`Plan`] (what the user asked for), [`launch`] (makes it and gives its vCPUs to the scheduler), [`Ending`]
-//! (what [`take_ending`] gives when the scheduler has come back). Generic over the backend, which was picked once.
-//! Neighbours: `machine` runs the guest, `scheduler` the tasks.
+//! Key types: [`Plan`] (what is asked for), [`Construction`] (a machine being made, a piece at a time), [`RunningVm`] (a
+//! machine whose vCPUs the scheduler has, whatever its backend), [`Ending`]. Generic over the backend, which was picked once.
+//! Neighbours: `fleet` owns all machines, `machine` runs the guest, `scheduler` the tasks.
 //!
 //! A machine's vCPUs stop together: each one parks, and the last to park carries out the reset or the end.
 
 use crate::alarms::Slot;
 use crate::arena::Arena;
-use crate::console::{self, Console};
+use crate::console::Console;
 use crate::guest_ram::GuestRam;
 use crate::lock::Lock;
-use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT, Waker};
-use crate::{clock, guest_frames, scheduler};
+use crate::run_queue::{Poll, Role, SLICE, Task, Waker};
+use crate::time::MILLISECOND;
+use crate::{clock, guest_frames, heap, scheduler};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -20,6 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arrayvec::ArrayString;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use devices::lapic::TscTime;
 use devices::rtc::WallTime;
 use devices::{ByteSink, Clock, Nanos, PowerEvent, PowerSink};
@@ -36,13 +38,17 @@ use vcpu::{
     Wake,
 };
 
-/// What the user asked for.
-#[derive(Clone, Copy)]
+/// What is asked for.
+#[derive(Clone)]
 pub struct Plan {
+    /// What the machine is called.
+    pub name: Arc<str>,
     /// Bytes of RAM, a multiple of 2 MiB.
     pub memory: u64,
     /// vCPUs.
     pub vcpus: u32,
+    /// The share of a CPU that each of them gets.
+    pub weight: u32,
     /// What is started.
     pub boot: DirectBoot<'static>,
     /// Offer QEMU's debug-exit port.
@@ -51,6 +57,10 @@ pub struct Plan {
     pub hyperv: bool,
     /// What the guest's real-time clock shows at first.
     pub wall_time: WallTime,
+    /// Its first serial port.
+    pub console: Console,
+    /// Woken when it has ended.
+    pub keeper: Waker,
 }
 
 /// How a machine ended.
@@ -66,34 +76,64 @@ pub enum End {
     NotRestarted(String),
 }
 
+/// What a machine did.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Exits by kind, of all vCPUs.
+    pub exits: [u64; KINDS],
+    /// Nanoseconds since it was launched.
+    pub run_time: u64,
+    /// Nanoseconds of CPUs that it used, its exits' handling included.
+    pub cpu_time: u64,
+    /// Bytes of tables, vCPU structures and the like that it has beside its RAM.
+    pub overhead: u64,
+}
+
+impl Progress {
+    /// Nothing yet.
+    pub const NONE: Progress = Progress { exits: [0; KINDS], run_time: 0, cpu_time: 0, overhead: 0 };
+}
+
+/// How many kinds of exits there are.
+pub const KINDS: usize = ExitKind::ALL.len();
+
 /// A machine that ended, and what it did.
 #[derive(Clone, Debug)]
 pub struct Ending {
     /// How.
     pub end: End,
-    /// Exits by kind, of all vCPUs; kinds that did not occur are left out.
-    pub exits: Vec<(&'static str, u64)>,
-    /// Nanoseconds from launch to end.
-    pub run_time: u64,
-    /// Bytes of tables, vCPU structures and the like that the machine had beside its RAM.
-    pub overhead: u64,
+    /// What it did.
+    pub progress: Progress,
 }
 
-static ENDING: Lock<Option<Ending>> = Lock::new(None);
-
-/// The ending of the machine that ran, once.
-pub fn take_ending() -> Option<Ending> {
-    ENDING.lock().take()
+/// A machine being made. It has all the memory that it will need.
+pub trait Construction: Send {
+    /// Does the next piece of work, of a few milliseconds. Gives the machine when it runs.
+    ///
+    /// # Errors
+    /// One line that says what is wrong and what to do.
+    fn advance(&mut self) -> Result<Option<Arc<dyn RunningVm>>, String>;
 }
 
-/// Asks every machine to end as if its power was cut.
-pub fn power_off() {
-    if let Some(cut) = CUT.lock().as_ref() {
-        cut();
-    }
+/// A machine whose vCPUs have been given to the scheduler.
+pub trait RunningVm: Send + Sync {
+    /// Asks it to end as if its power was cut.
+    fn cut_power(&self);
+    /// Its ending, once.
+    fn take_ending(&self) -> Option<Ending>;
+    /// What it did so far; some of it up to a quarter of a second ago.
+    fn progress(&self) -> Progress;
+    /// Clears a piece of its RAM after it has ended; true when all of it is clear.
+    fn clear_some(&self) -> bool;
 }
 
-static CUT: Lock<Option<Box<dyn Fn() + Send>>> = Lock::new(None);
+/// How much RAM is cleared at a time: some milliseconds at most.
+const PIECE: u64 = 4 << 20;
+/// What a machine and each of its vCPUs take of the host's heap at most, in bytes.
+const HEAP_FOR_MACHINE: usize = 512 << 10;
+const HEAP_FOR_VCPU: usize = 256 << 10;
+/// How often a vCPU tells what it did, in nanoseconds.
+const TELL_EVERY: u64 = 250 * MILLISECOND;
 
 /// What all vCPUs of one machine share on the host.
 struct Shared<B: Backend> {
@@ -102,6 +142,10 @@ struct Shared<B: Backend> {
     wakers: Vec<Waker>,
     launched: u64,
     gate: Lock<Gate>,
+    /// The power was cut from outside: a restart that is under way comes to nothing.
+    cut: AtomicBool,
+    exits: [AtomicU64; KINDS],
+    cpu_time: AtomicU64,
     /// Kept for their memory: the tables that the hardware walks, and the arena behind them and the vCPUs.
     second_level: Lock<B::SecondLevel>,
     arena: Arc<Arena>,
@@ -115,13 +159,13 @@ struct Gate {
     /// Where the bootstrap processor starts after a restart.
     start: Option<ArchState>,
     end: Option<End>,
-    exits: [u64; ExitKind::ALL.len()],
     finished: u32,
+    ending: Option<Ending>,
 }
 
 impl Gate {
     const fn new() -> Gate {
-        Gate { parked: 0, generation: 0, start: None, end: None, exits: [0; ExitKind::ALL.len()], finished: 0 }
+        Gate { parked: 0, generation: 0, start: None, end: None, finished: 0, ending: None }
     }
 }
 
@@ -131,6 +175,9 @@ struct VcpuTask<B: Backend> {
     shared: Arc<Shared<B>>,
     /// The generation in which it parked.
     parked: Option<u32>,
+    /// What it last told of its exits, and when.
+    told: [u64; KINDS],
+    told_at: u64,
 }
 
 impl<B: Backend> Task for VcpuTask<B> {
@@ -140,10 +187,12 @@ impl<B: Backend> Task for VcpuTask<B> {
         {
             return poll;
         }
+        let begun = clock::now();
         self.processor.vcpu.load();
         let outcome = self.processor.run();
         scheduler::set_alarm(Slot::Guest, None);
         self.processor.vcpu.unload();
+        self.account(begun);
         match outcome {
             Outcome::Blocked { until } => Poll::Blocked { until: until.map(|at| at.0.saturating_add(self.shared.launched)) },
             Outcome::Preempted => Poll::Yield,
@@ -174,6 +223,10 @@ impl<B: Backend> VcpuTask<B> {
         drop(gate);
         self.parked = None;
         self.processor.reset(start.as_ref());
+        if self.shared.cut.load(Ordering::SeqCst) {
+            // Its mailbox was emptied.
+            self.shared.machine.power().request(PowerEvent::Off);
+        }
         None
     }
 
@@ -196,7 +249,7 @@ impl<B: Backend> VcpuTask<B> {
                     gate.generation += 1;
                     gate.parked = 0;
                 }
-                Err(reason) => gate.end = Some(End::NotRestarted(reason)),
+                Err(end) => gate.end = Some(end),
             }
         }
         self.shared.wakers.iter().for_each(Wake::wake);
@@ -204,33 +257,68 @@ impl<B: Backend> VcpuTask<B> {
         Poll::Yield
     }
 
-    /// Adds this vCPU's counts; the last one leaves the machine's ending.
+    /// The last one leaves the machine's ending.
     fn finish(&self, gate: &mut Gate) -> Poll {
-        for kind in ExitKind::ALL {
-            gate.exits[*kind as usize] += self.processor.core.recorder.count(*kind);
-        }
         gate.finished += 1;
         if gate.finished == self.shared.plan.vcpus
             && let Some(end) = gate.end.take()
         {
-            let counted = ExitKind::ALL.iter().map(|kind| (kind.name(), gate.exits[*kind as usize]));
-            *ENDING.lock() = Some(Ending {
-                end,
-                exits: counted.filter(|(_, count)| *count > 0).collect(),
-                run_time: clock::now().saturating_sub(self.shared.launched),
-                overhead: self.shared.arena.usage().0,
-            });
+            gate.ending = Some(Ending { end, progress: self.shared.progress() });
+            self.shared.plan.keeper.wake();
         }
         Poll::Finished
+    }
+
+    /// Notes the time since `begun`, and the exits where that is due or the vCPU is about to stop.
+    fn account(&mut self, begun: u64) {
+        let now = clock::now();
+        self.shared.cpu_time.fetch_add(now.saturating_sub(begun), Ordering::Relaxed);
+        let stopping = self.shared.machine.power().event().is_some();
+        if stopping || now.saturating_sub(self.told_at) >= TELL_EVERY {
+            self.told_at = now;
+            for (kind, (told, all)) in ExitKind::ALL.iter().zip(self.told.iter_mut().zip(&self.shared.exits)) {
+                let count = self.processor.core.recorder.count(*kind);
+                all.fetch_add(count.wrapping_sub(*told), Ordering::Relaxed);
+                *told = count;
+            }
+        }
     }
 }
 
 impl<B: Backend> Shared<B> {
     /// Platform reset, and the kernel loaded anew.
-    fn restart(&self) -> Result<ArchState, String> {
+    fn restart(&self) -> Result<ArchState, End> {
         self.machine.reset();
-        info!("the guest restarts");
-        direct_boot::prepare(&self.plan.boot, self.machine.config(), self.machine.ram()).map_err(|error| format!("{error}"))
+        info!("{}: the guest restarts", self.plan.name);
+        let started = direct_boot::prepare(&self.plan.boot, self.machine.config(), self.machine.ram());
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(End::PoweredOff);
+        }
+        started.map_err(|error| End::NotRestarted(format!("{error}")))
+    }
+}
+
+impl<B: Backend> RunningVm for Shared<B> {
+    fn cut_power(&self) {
+        self.cut.store(true, Ordering::SeqCst);
+        self.machine.power().request(PowerEvent::Off);
+    }
+
+    fn take_ending(&self) -> Option<Ending> {
+        self.gate.lock().ending.take()
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            exits: core::array::from_fn(|kind| self.exits[kind].load(Ordering::Relaxed)),
+            run_time: clock::now().saturating_sub(self.launched),
+            cpu_time: self.cpu_time.load(Ordering::Relaxed),
+            overhead: self.arena.usage().0,
+        }
+    }
+
+    fn clear_some(&self) -> bool {
+        self.machine.ram().clear_some(PIECE)
     }
 }
 
@@ -267,7 +355,9 @@ impl VcpuHost for MachineHost {
 
     fn set_alarm(&self, until: Option<Nanos>) -> Option<u64> {
         scheduler::set_alarm(Slot::Guest, until.map(|at| at.0.saturating_add(self.launched)));
-        scheduler::next_alarm().map(clock::tsc_at)
+        // Where an interrupt for the host does not end a run at once, its slice does.
+        let slice = clock::now() + SLICE;
+        Some(clock::tsc_at(scheduler::next_alarm().map_or(slice, |next| next.min(slice))))
     }
 
     fn should_yield(&self) -> bool {
@@ -276,88 +366,130 @@ impl VcpuHost for MachineHost {
 }
 
 /// Writes what the guest sends to its debug console into the log, line by line.
-struct DebugLog(Lock<ArrayString<120>>);
+struct DebugLog {
+    name: Arc<str>,
+    line: Lock<ArrayString<120>>,
+}
 
 impl ByteSink for DebugLog {
     fn put(&self, byte: u8) {
-        let mut line = self.0.lock();
+        let mut line = self.line.lock();
         let printable = byte == b' ' || byte.is_ascii_graphic();
         if (printable && line.try_push(char::from(byte)).is_err()) || byte == b'\n' {
-            log::debug!("guest: {}", &*line);
+            log::debug!("{}: {}", self.name, &*line);
             line.clear();
         }
     }
 }
 
-/// Makes the machine of `plan` and gives its vCPUs to the scheduler.
+/// A machine that has its memory, which is being cleared.
+struct Reserved<B: Backend> {
+    backend: &'static B,
+    plan: Plan,
+    arena: Arc<Arena>,
+    /// Taken when it is all clear.
+    ram: Option<GuestRam>,
+}
+
+/// Reserves the memory of the machine of `plan`.
 ///
 /// # Errors
 /// One line that says what is wrong and what to do.
-pub fn launch<B: Backend>(backend: &B, plan: Plan) -> Result<(), String> {
+pub fn reserve<B: Backend>(backend: &'static B, plan: Plan) -> Result<Box<dyn Construction>, String> {
+    let heap = heap::usage();
+    if heap.size - heap.used < HEAP_FOR_MACHINE + plan.vcpus as usize * HEAP_FOR_VCPU {
+        return Err(String::from("one virtual machine too many: the hypervisor's own heap is used up; stop another one"));
+    }
     let arena = Arena::new(Arena::size_for(plan.memory, plan.vcpus))
         .ok_or_else(|| String::from("not enough memory for the virtual machine's tables; give the host more"))?;
-    let arena = Arc::new(arena);
-    let frames: Arc<dyn FrameSource> = arena.clone();
     let ram = guest_frames::allocate(&layout::ram_ranges(plan.memory)).ok_or_else(|| {
         format!("not enough memory for a virtual machine of {} MiB; give it less or the host more", plan.memory >> 20)
     })?;
-    let second_level = map_ram(backend, &frames, &ram)?;
+    Ok(Box::new(Reserved { backend, plan, arena: Arc::new(arena), ram: Some(ram) }))
+}
 
-    let launched = clock::now();
-    let tsc_hertz = clock::hertz();
-    let host = Arc::new(MachineHost { launched, tsc_hertz });
-    let facts = HostFacts { cpuid: &host_cpuid, allowed: allowed(backend), tsc_hz: tsc_hertz };
-    let wakers: Vec<_> = (0..plan.vcpus).map(|_| scheduler::waker()).collect();
-    let seats: Vec<_> = wakers
-        .iter()
-        .map(|waker| Seat {
-            apic_page: Arc::new(RegisterPage::new()),
-            mailbox: Arc::new(Mailbox::new(Arc::new(waker.clone()))),
-        })
-        .collect();
-    let services = Services {
-        clock: host.clone(),
-        tsc: host.clone(),
-        console_output: Arc::new(Console),
-        console_input: Arc::new(Console),
-        debug_output: Arc::new(DebugLog(Lock::new(ArrayString::new_const()))),
-    };
-    let config = MachineConfig {
-        memory: plan.memory,
-        vcpus: plan.vcpus,
-        hyperv: plan.hyperv.then_some(Signature::Microsoft),
-        debug_exit: plan.debug_exit,
-        wall_time: plan.wall_time,
-    };
-    let start = direct_boot::prepare(&plan.boot, &config, &ram).map_err(|error| format!("{error}"))?;
-    let machine = Machine::build(config, &facts, ram, &seats, services).map_err(|error| format!("{error}"))?;
-    let machine = Arc::new(machine);
-
-    let root = second_level.root();
-    let shared = Arc::new(Shared::<B> {
-        machine: machine.clone(),
-        plan,
-        wakers: wakers.clone(),
-        launched,
-        gate: Lock::new(Gate::new()),
-        second_level: Lock::new(second_level),
-        arena,
-    });
-    for (number, (seat, waker)) in (0..).zip(seats.iter().zip(&wakers)) {
-        let page = NonNull::from(&*seat.apic_page).cast();
-        let apic = ApicBinding { page: seat.apic_page.clone(), physical: frames.physical(page) };
-        let signature = (facts.cpuid)(1, 0).eax;
-        let config = VcpuConfig { number, second_level_root: root, apic, signature, frames: &frames };
-        let vcpu = backend.vcpu(config).map_err(|error| format!("{error}"))?;
-        let mut processor = machine.processor(number, vcpu, &facts, host.clone());
-        processor.reset(Some(&start).filter(|_| number == 0));
-        let task = VcpuTask { processor, shared: shared.clone(), parked: None };
-        scheduler::spawn("vcpu", Role::Work, USUAL_WEIGHT, Box::new(task), waker.clone());
+impl<B: Backend> Construction for Reserved<B> {
+    fn advance(&mut self) -> Result<Option<Arc<dyn RunningVm>>, String> {
+        match self.ram.take() {
+            Some(ram) if ram.clear_some(PIECE) => self.launch(ram).map(Some),
+            unfinished => {
+                self.ram = unfinished;
+                Ok(None)
+            }
+        }
     }
-    let mailbox = seats.first().map(|seat| seat.mailbox.clone());
-    console::listen(Box::new(move || mailbox.iter().for_each(|mailbox| mailbox.post(Post::DEVICES))));
-    *CUT.lock() = Some(Box::new(move || machine.power().request(PowerEvent::Off)));
-    Ok(())
+}
+
+impl<B: Backend> Reserved<B> {
+    /// Makes the machine and gives its vCPUs to the scheduler.
+    fn launch(&self, ram: GuestRam) -> Result<Arc<dyn RunningVm>, String> {
+        let (backend, plan) = (self.backend, &self.plan);
+        let frames: Arc<dyn FrameSource> = self.arena.clone();
+        ram.hand_over();
+        let second_level = map_ram(backend, &frames, &ram)?;
+
+        let launched = clock::now();
+        let tsc_hertz = clock::hertz();
+        let host = Arc::new(MachineHost { launched, tsc_hertz });
+        let facts = HostFacts { cpuid: &host_cpuid, allowed: allowed(backend), tsc_hz: tsc_hertz };
+        let wakers: Vec<_> = (0..plan.vcpus).map(|_| scheduler::waker()).collect();
+        let seats: Vec<_> = wakers
+            .iter()
+            .map(|waker| Seat {
+                apic_page: Arc::new(RegisterPage::new()),
+                mailbox: Arc::new(Mailbox::new(Arc::new(waker.clone()))),
+            })
+            .collect();
+        let services = Services {
+            clock: host.clone(),
+            tsc: host.clone(),
+            console_output: Arc::new(plan.console),
+            console_input: Arc::new(plan.console),
+            debug_output: Arc::new(DebugLog { name: plan.name.clone(), line: Lock::new(ArrayString::new_const()) }),
+        };
+        let config = MachineConfig {
+            memory: plan.memory,
+            vcpus: plan.vcpus,
+            hyperv: plan.hyperv.then_some(Signature::Microsoft),
+            debug_exit: plan.debug_exit,
+            wall_time: plan.wall_time,
+        };
+        let start = direct_boot::prepare(&plan.boot, &config, &ram).map_err(|error| format!("{error}"))?;
+        let machine = Machine::build(config, &facts, ram, &seats, services).map_err(|error| format!("{error}"))?;
+        let machine = Arc::new(machine);
+
+        let root = second_level.root();
+        let shared = Arc::new(Shared::<B> {
+            machine: machine.clone(),
+            plan: plan.clone(),
+            wakers: wakers.clone(),
+            launched,
+            gate: Lock::new(Gate::new()),
+            cut: AtomicBool::new(false),
+            exits: [const { AtomicU64::new(0) }; KINDS],
+            cpu_time: AtomicU64::new(0),
+            second_level: Lock::new(second_level),
+            arena: self.arena.clone(),
+        });
+        let mut tasks = Vec::new();
+        for (number, seat) in (0..).zip(&seats) {
+            let page = NonNull::from(&*seat.apic_page).cast();
+            let apic = ApicBinding { page: seat.apic_page.clone(), physical: frames.physical(page) };
+            let signature = (facts.cpuid)(1, 0).eax;
+            let config = VcpuConfig { number, second_level_root: root, apic, signature, frames: &frames };
+            let vcpu = backend.vcpu(config).map_err(|error| format!("{error}"))?;
+            let mut processor = machine.processor(number, vcpu, &facts, host.clone());
+            processor.reset(Some(&start).filter(|_| number == 0));
+            let (shared, told) = (shared.clone(), [0; KINDS]);
+            tasks.push(VcpuTask { processor, shared, parked: None, told, told_at: launched });
+        }
+        let mailbox = seats.first().map(|seat| seat.mailbox.clone());
+        plan.console.listen(Some(Box::new(move || mailbox.iter().for_each(|mailbox| mailbox.post(Post::DEVICES)))));
+        for (task, waker) in tasks.into_iter().zip(wakers) {
+            scheduler::spawn("vcpu", Role::Work, plan.weight, Box::new(task), waker);
+        }
+        Ok(shared)
+    }
 }
 
 /// Second-level tables that map all of `ram`.
