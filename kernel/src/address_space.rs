@@ -118,6 +118,16 @@ pub fn translate(virtual_address: u64) -> Option<(u64, Permissions)> {
     with_space(|space| space.translate(virtual_address))
 }
 
+/// Physical address of the root page table.
+pub fn root() -> u64 {
+    with_space(|space| space.root())
+}
+
+/// Entry `index` of the root page table.
+pub fn root_entry(index: usize) -> u64 {
+    HostTables::entry(root(), index).load(Ordering::Relaxed)
+}
+
 /// Whether `virtual_address` is mapped; false too while somebody else is changing the tables. For code that runs after a
 /// fault and must not wait.
 pub fn is_mapped(virtual_address: u64) -> bool {

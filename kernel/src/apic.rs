@@ -44,6 +44,8 @@ const SOFTWARE_ENABLED: u32 = 1 << 8;
 /// Local vector table: mask, NMI delivery, TSC-deadline timer mode.
 const MASKED: u32 = 1 << 16;
 const DELIVER_NMI: u32 = 4 << 8;
+const DELIVER_INIT: u32 = 5 << 8;
+const DELIVER_START_UP: u32 = 6 << 8;
 const TSC_DEADLINE_MODE: u32 = 2 << 17;
 /// Divide configuration: by 1.
 const DIVIDE_BY_1: u32 = 0xb;
@@ -176,11 +178,38 @@ pub fn take_error() -> u32 {
 
 /// Sends the fixed interrupt `vector` to the CPU whose local APIC has `destination`.
 pub fn send(destination: u32, vector: u8) {
-    let command = COMMAND_ASSERT | u32::from(vector);
+    command(destination, u32::from(vector));
+}
+
+/// Sends an NMI to the CPU whose local APIC has `destination`.
+pub fn send_nmi(destination: u32) {
+    command(destination, DELIVER_NMI);
+}
+
+/// Sends INIT to the CPU whose local APIC has `destination`: it waits for a start-up IPI then.
+pub fn send_init(destination: u32) {
+    command(destination, DELIVER_INIT);
+}
+
+/// Starts the CPU whose local APIC has `destination` at the page with the number `page`, if it waits for that.
+pub fn send_start_up(destination: u32, page: u8) {
+    command(destination, DELIVER_START_UP | u32::from(page));
+}
+
+/// Whether the CPU whose local APIC has `destination` can be sent anything: 8-bit registers do not name all.
+pub fn can_reach(destination: u32) -> bool {
+    matches!(access(), Access::Msr) || destination < 0xff
+}
+
+/// Writes the interrupt command register. SDM 3A 12.6.1 "Interrupt Command Register (ICR)".
+fn command(destination: u32, command: u32) {
+    let command = COMMAND_ASSERT | command;
     match access() {
         Access::Msr => {
+            // WRMSR to the x2APIC is not serializing: what the other CPU is to see must be written before.
+            core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
             let value = u64::from(destination) << 32 | u64::from(command);
-            // SAFETY: x2APIC mode is on; the command is a fixed interrupt that the other CPU has a handler for.
+            // SAFETY: x2APIC mode is on; each caller sends what the other CPU has a handler for.
             unsafe { cpu::wrmsr(msr::X2APIC + register::COMMAND_LOW / 16, value) };
         }
         access => {
@@ -214,33 +243,44 @@ impl Reference for Tsc {
 /// Milliseconds that the timer is measured for.
 const MEASURED_FOR: u64 = 10;
 
-/// Finds out how this CPU's timer runs, after the TSC's frequency is known.
+/// Finds out how the CPUs' timers run, after the TSC's frequency is known, and sets this CPU's up.
 ///
 /// # Errors
 /// When the timer does not count.
 pub fn init_timer() -> Result<(), crate::cpu::Missing> {
     let deadline = CpuId::new().get_feature_info().is_some_and(|features| features.has_tsc_deadline());
+    let timer = if deadline { Timer::TscDeadline } else { Timer::OneShot(measure_timer()?) };
+    TIMER.call_once(|| timer);
+    init_own_timer();
+    Ok(())
+}
+
+/// How fast the timer counts undivided.
+fn measure_timer() -> Result<Scale, crate::cpu::Missing> {
     let access = access();
-    let timer = if deadline {
-        Timer::TscDeadline
-    } else {
-        access.write(register::TIMER_DIVIDE, DIVIDE_BY_1);
-        access.write(register::LVT_TIMER, MASKED | u32::from(vector::ALARM));
-        access.write(register::TIMER_INITIAL, u32::MAX);
-        let counted = || u64::from(u32::MAX - access.read(register::TIMER_CURRENT));
-        let hertz = calibrate::measure(&mut Tsc(clock::scale().hertz()), MEASURED_FOR, counted);
-        access.write(register::TIMER_INITIAL, 0);
-        let scale = hertz.and_then(Scale::from_hertz).ok_or(crate::cpu::Missing("a local APIC timer that counts"))?;
-        Timer::OneShot(scale)
-    };
-    let mode = match *TIMER.call_once(|| timer) {
-        Timer::TscDeadline => TSC_DEADLINE_MODE,
-        Timer::OneShot(_) => 0,
+    access.write(register::TIMER_DIVIDE, DIVIDE_BY_1);
+    access.write(register::LVT_TIMER, MASKED | u32::from(vector::ALARM));
+    access.write(register::TIMER_INITIAL, u32::MAX);
+    let counted = || u64::from(u32::MAX - access.read(register::TIMER_CURRENT));
+    let hertz = calibrate::measure(&mut Tsc(clock::scale().hertz()), MEASURED_FOR, counted);
+    access.write(register::TIMER_INITIAL, 0);
+    hertz.and_then(Scale::from_hertz).ok_or(crate::cpu::Missing("a local APIC timer that counts"))
+}
+
+/// Sets this CPU's timer up as [`init_timer`] found that all run; does nothing before that.
+pub fn init_own_timer() {
+    let access = access();
+    let mode = match TIMER.get() {
+        Some(Timer::TscDeadline) => TSC_DEADLINE_MODE,
+        Some(Timer::OneShot(_)) => {
+            access.write(register::TIMER_DIVIDE, DIVIDE_BY_1);
+            0
+        }
+        None => return,
     };
     access.write(register::LVT_TIMER, mode | u32::from(vector::ALARM));
     // SDM 3A 12.5.4.1 "TSC-Deadline Mode": the write of the mode must be done before that of the deadline.
     core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-    Ok(())
 }
 
 /// Makes this CPU's timer interrupt at `deadline`, in nanoseconds of the clock, or at once if that has passed. A one-shot

@@ -101,6 +101,23 @@ pub fn halt_until_interrupt() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
+/// Takes whatever interrupts are pending.
+pub fn take_interrupts() {
+    // NOP is the instruction that STI shields.
+    // SAFETY: every vector has a handler, and they run on this stack like a call.
+    unsafe { asm!("sti", "nop", "cli", options(nostack)) };
+}
+
+/// The time-stamp counter, read neither before what precedes it in the program has been done nor after what follows.
+pub fn rdtsc_in_order() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: fences and a read of a counter; SSE2 is part of every 64-bit CPU.
+    unsafe {
+        asm!("mfence", "lfence", "rdtsc", "lfence", out("eax") low, out("edx") high, options(nostack, preserves_flags))
+    };
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// Halts this CPU for good.
 pub fn halt_forever() -> ! {
     loop {

@@ -11,6 +11,7 @@ use alloc::boxed::Box;
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
 use x86_64::instructions::tables::load_tss;
+use x86_64::registers::model_specific::GsBase;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
@@ -29,7 +30,7 @@ pub enum FaultStack {
     MachineCheck = 3,
 }
 
-/// Makes and loads this CPU's tables. They stay for good.
+/// Makes and loads this CPU's tables. They stay for good. GS base stays as it is.
 ///
 /// # Errors
 /// When memory for the stacks is used up.
@@ -56,8 +57,10 @@ pub fn init() -> Result<(), MapError> {
     unsafe { ES::set_reg(data) };
     // SAFETY: FS is not used.
     unsafe { FS::set_reg(x86_64::structures::gdt::SegmentSelector::NULL) };
-    // SAFETY: per-CPU data is not reached by GS yet: `percpu::init` sets its base after this.
+    let per_cpu = GsBase::read();
+    // SAFETY: nothing is reached by GS before its base is put back: on Intel, loading the selector clears it.
     unsafe { GS::set_reg(x86_64::structures::gdt::SegmentSelector::NULL) };
+    GsBase::write(per_cpu);
     // SAFETY: the selector is that of an available TSS that lives for good.
     unsafe { load_tss(task) };
     Ok(())

@@ -1,8 +1,8 @@
 //! Interrupts and exceptions of the host: the table, the stubs, and who handles what.
 //!
 //! An exception in host code is a broken invariant and ends in a panic with the registers. Interrupts are taken only while
-//! idle and in the window after an interrupt exit, never in the middle of host code; NMI alone can come at any time and
-//! only counts.
+//! idle, between two tasks and in the window after an interrupt exit, never in the middle of host code; NMI alone can come
+//! at any time: it counts, and stops the CPU if another one's panic has sent it.
 //!
 //! Pins Intel SDM Volume 3A, 7.14 "Exception and Interrupt Handling in 64-bit Mode" (325384-083).
 
@@ -290,6 +290,7 @@ extern "C" fn handle(frame: &mut Frame) {
     match frame.vector {
         NMI => {
             NMIS.fetch_add(1, Ordering::Relaxed);
+            crate::panic::stop_if_asked(frame);
         }
         BREAKPOINT if EXPECT_BREAKPOINT.swap(false, Ordering::SeqCst) => {}
         exception @ 0..32 => {
@@ -308,7 +309,10 @@ fn interrupt(number: u8) {
             apic::end_of_interrupt();
             scheduler::alarm_fired();
         }
-        vector::KICK => apic::end_of_interrupt(),
+        vector::KICK => {
+            apic::end_of_interrupt();
+            scheduler::kicked();
+        }
         vector::APIC_ERROR => {
             apic::end_of_interrupt();
             log::warn!("local APIC error {:#x}", apic::take_error());

@@ -13,6 +13,8 @@ use log::{LevelFilter, Log, Metadata, Record};
 /// Bytes of the log that are kept.
 const KEPT: usize = 64 << 10;
 
+/// Held for a whole line, so that those of several CPUs do not mix.
+static LINE: Lock<()> = Lock::new(());
 static KEPT_LINES: Lock<Ring<KEPT>> = Lock::new(Ring::new());
 static JOURNAL: Journal = Journal;
 
@@ -34,6 +36,7 @@ impl Log for Journal {
         let microseconds = clock::now() / 1000;
         let (seconds, fraction) = (microseconds / 1_000_000, microseconds % 1_000_000);
         let (cpu, level) = (percpu::number(), record.level());
+        let _line = LINE.lock();
         // A writer that never fails.
         let _ = writeln!(Everywhere, "[{seconds:5}.{fraction:06}] {cpu} {level:5} {}", record.args());
     }
@@ -60,6 +63,7 @@ impl Write for Everywhere {
 
 /// Writes text as it is, without time and level: what scripts read.
 pub fn print(text: fmt::Arguments<'_>) {
+    let _line = LINE.lock();
     // The port takes everything.
     let _ = Everywhere.write_fmt(text);
 }

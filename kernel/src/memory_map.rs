@@ -5,7 +5,7 @@ use crate::layout::ORDERED_SPAN;
 use arrayvec::ArrayVec;
 use boot::{BootInfo, MemoryKind, PhysicalRange};
 
-/// The first MiB is left alone: BIOS data, and the page that application processors start in.
+/// The first MiB is left alone: BIOS data, and what application processors start in ([`low_place`]).
 const LOW_MEMORY: PhysicalRange = PhysicalRange { start: 0, end: 1 << 20 };
 
 /// What is in use although the firmware's map calls it usable.
@@ -30,6 +30,26 @@ pub fn place_for(boot: &BootInfo<'_>, bytes: u64) -> Option<PhysicalRange> {
             !others.any(|region| region.range.overlaps(*place))
         })
         .min()
+}
+
+/// The highest page-aligned place for `bytes` of usable RAM below `limit` that nothing occupies, for what application
+/// processors start in: firmware's own data are at both ends of the first MiB, and its map leaves out the upper ones.
+pub fn low_place(boot: &BootInfo<'_>, bytes: u64, limit: u64) -> Option<PhysicalRange> {
+    let bytes = bytes.next_multiple_of(FRAME_SIZE);
+    let usable = boot.memory.iter().filter(|region| region.kind == MemoryKind::Usable);
+    // A place ends where a region ends or begins, or where something taken begins.
+    let ends = boot.memory.iter().flat_map(|region| [region.range.start, region.range.end]);
+    let ends = ends.chain(boot.occupied.iter().map(|range| range.start)).chain([limit]);
+    ends.map(|end| end.min(limit) & !(FRAME_SIZE - 1))
+        .filter_map(|end| PhysicalRange::new(end.checked_sub(bytes)?, bytes))
+        .filter(|place| place.start >= FRAME_SIZE)
+        .filter(|place| usable.clone().any(|region| region.range.contains(*place)))
+        .filter(|place| !boot.occupied.iter().any(|range| range.overlaps(*place)))
+        .filter(|place| {
+            let mut others = boot.memory.iter().filter(|region| region.kind != MemoryKind::Usable);
+            !others.any(|region| region.range.overlaps(*place))
+        })
+        .max()
 }
 
 /// RAM for the direct map: usable, ACPI's and the loader's, whole pages, each once, the image left out.
@@ -124,6 +144,20 @@ mod tests {
         assert_eq!(place(15 * MIB, &[]), [(MIB, 16 * MIB)]);
         assert_eq!(place(16 * MIB, &[(40 * MIB, 41 * MIB)]), [(21 * MIB, 37 * MIB)]);
         assert_eq!(place(60 * MIB, &[]), []);
+    }
+
+    #[test]
+    fn a_low_place_is_the_highest_that_nobody_has() {
+        let regions = [
+            (0, 0x9_fc00, MemoryKind::Usable),
+            (0x9_fc00, 0xa_0000, MemoryKind::Reserved),
+            (MIB, 64 * MIB, MemoryKind::Usable),
+        ];
+        let place = |occupied: &[(u64, u64)]| pairs(low_place(&boot(&regions, occupied), 0x4000, 0xa_0000));
+        assert_eq!(place(&[]), [(0x9_b000, 0x9_f000)]);
+        assert_eq!(place(&[(0x9_e800, 0x9_e900)]), [(0x9_a000, 0x9_e000)]);
+        assert_eq!(place(&[(0x5000, 0x9_f000)]), [(0x1000, 0x5000)]);
+        assert_eq!(place(&[(0x4fff, 0x9_f000)]), [], "page 0 is the BIOS's");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! real instance. Guests' second-level tables are not made here but in the backends.
 //!
 //! Pins Intel SDM Volume 3A, 4.5 "4-Level Paging and 5-Level Paging" (325384-083); AMD's APM Volume 2, 5.3 has the same
-//! layout. Nothing is ever unmapped, so no TLB needs flushing for other CPUs.
+//! layout. Nothing is ever unmapped or made less permissive, so that no CPU's TLB can hold what the tables no longer say:
+//! there is no shoot-down because there is nothing to shoot.
 
 use crate::frames::FrameSize;
 use bitflags::bitflags;

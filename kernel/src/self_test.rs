@@ -3,14 +3,22 @@
 
 #![allow(unsafe_code)] // Reads that the page tables are expected to allow.
 
+use crate::console::{self, Console};
 use crate::options::SelfTest;
 use crate::paging::Permissions;
-use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT};
+use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT, Waker};
 use crate::time::MILLISECOND;
+<<<<<<< /tmp/tmpho0vuba3/o
+use crate::{address_space, clock, guest_frames, idt, layout, percpu, ram, scheduler};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+=======
 use crate::{address_space, clock, console, guest_frames, idt, layout, percpu, ram, scheduler};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt::Write;
+>>>>>>> /tmp/tmpho0vuba3/t
 use core::sync::atomic::{AtomicU32, Ordering};
 use devices::{ByteSink, ByteSource};
 use log::info;
@@ -71,6 +79,7 @@ fn all() {
     address_space_is_split();
     frames_are_zeroed();
     tasks_sleep_and_wake();
+    tasks_spread();
     info!("self-test passed");
 }
 
@@ -143,6 +152,78 @@ impl Task for Sleeper {
         self.until = now + SLEEP;
         Poll::Blocked { until: Some(self.until) }
     }
+}
+
+/// Counts itself in until as many run at once as there are CPUs.
+struct Meeting {
+    running: Arc<AtomicU32>,
+    cpus: Arc<AtomicU32>,
+    here: bool,
+}
+
+impl Task for Meeting {
+    fn poll(&mut self) -> Poll {
+        if !core::mem::replace(&mut self.here, true) {
+            self.cpus.fetch_or(1 << (percpu::number() % 32), Ordering::SeqCst);
+            self.running.fetch_add(1, Ordering::SeqCst);
+        }
+        let end = clock::now() + TOO_LATE;
+        while self.running.load(Ordering::SeqCst) < percpu::count() as u32 {
+            if clock::now() > end {
+                return Poll::Yield;
+            }
+            core::hint::spin_loop();
+        }
+        Poll::Finished
+    }
+}
+
+/// Wakes the next one in a ring, on whatever CPU it is, and sleeps until its own turn.
+struct Runner {
+    next: Waker,
+    /// Which one's turn it is.
+    turn: Arc<AtomicU32>,
+    number: u32,
+    count: u32,
+    laps: u32,
+}
+
+impl Task for Runner {
+    fn poll(&mut self) -> Poll {
+        if self.turn.load(Ordering::SeqCst) != self.number {
+            return Poll::Blocked { until: None };
+        }
+        self.turn.store((self.number + 1) % self.count, Ordering::SeqCst);
+        self.next.wake();
+        self.laps -= 1;
+        if self.laps == 0 { Poll::Finished } else { Poll::Blocked { until: None } }
+    }
+}
+
+/// As many tasks as CPUs run at once, each on its own; and tasks on different CPUs wake each other without a loss.
+fn tasks_spread() {
+    let cpus = percpu::count() as u32;
+    let (running, seen) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    for _ in 0..cpus {
+        let task = Meeting { running: running.clone(), cpus: seen.clone(), here: false };
+        scheduler::spawn("meeting", Role::Work, USUAL_WEIGHT, Box::new(task), scheduler::waker());
+    }
+    scheduler::run();
+    assert_eq!(seen.load(Ordering::SeqCst).count_ones(), cpus.min(32), "every CPU runs one");
+
+    const LAPS: u32 = 200;
+    let start = clock::now();
+    let turn = Arc::new(AtomicU32::new(0));
+    let count = cpus + 1;
+    let wakers: Vec<_> = (0..count).map(|_| scheduler::waker()).collect();
+    for number in 0..count {
+        let next = wakers[((number + 1) % count) as usize].clone();
+        let task = Runner { next, turn: turn.clone(), number, count, laps: LAPS };
+        scheduler::spawn("runner", Role::Work, USUAL_WEIGHT, Box::new(task), wakers[number as usize].clone());
+    }
+    scheduler::run();
+    let took = clock::now() - start;
+    info!("{} wake-ups among {count} tasks on {cpus} CPU(s) in {} us", LAPS * count, took / 1000);
 }
 
 fn tasks_sleep_and_wake() {
