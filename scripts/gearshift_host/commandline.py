@@ -13,6 +13,7 @@ from .session import Interrupted, Options, Session, show_ending
 
 MIB = 1 << 20
 MEMORY_LEAST, MEMORY_MOST = 16 * MIB, 64 << 30
+CPUS_MOST = 64
 UNITS = {"": MIB, "k": 1 << 10, "m": MIB, "g": 1 << 30}
 BOOT_WAYS = ("pvh", "grub-bios", "grub-uefi", "limine-bios", "limine-uefi")
 MEDIA = ("cd", "usb")
@@ -76,7 +77,7 @@ def guest_options(p: OneLineParser) -> None:
     guest.add_argument("--module", metavar="FILE", action="append", default=[], dest="modules",
                        help="a further file for the hypervisor, known by its base name; repeatable")
     guest.add_argument("--memory", metavar="SIZE", type=size, default=512 * MIB, help="its RAM, such as 128M or 2G (default: 512M)")
-    guest.add_argument("--vcpus", metavar="N", type=positive, default=1, help="its virtual CPUs (more than 1: not yet)")
+    guest.add_argument("--vcpus", metavar="N", type=positive, default=1, help="its virtual CPUs (default: %(default)s)")
     guest.add_argument("--hypervisor-options", metavar="STR", default="", help="further words for the hypervisor's own command line")
 
 
@@ -91,6 +92,7 @@ def parser() -> OneLineParser:
     machine.add_argument("--boot", choices=BOOT_WAYS,
                          help="how the machine boots Gearshift (default: pvh, with --cpu intel grub-bios); limine needs Limine's binaries (LIMINE_DIR)")
     machine.add_argument("--medium", choices=MEDIA, default="cd", help="what a loader boots from (default: %(default)s)")
+    machine.add_argument("--host-cpus", metavar="N", type=positive, default=1, help="the machine's own CPUs (default: %(default)s)")
     machine.add_argument("--icount", action="store_true", help="count instructions deterministically (slower; time is instructions)")
     machine.add_argument("--kvm", action="store_true", help="use nested KVM instead of emulation; refused where it is not there")
     machine.add_argument("--cpu-model", metavar="MODEL", default="", help=f"QEMU's CPU model and flags (default: {qemu.CPU_MODEL})")
@@ -125,8 +127,9 @@ def checked(arguments: list) -> Options:
     if given.cpu == "intel" and given.icount:
         raise UserError("--cpu intel counts instructions by itself: leave out --icount")
     refuse_boot_way(given)
-    if given.vcpus > 1:
-        raise UserError("--vcpus more than 1 is not built yet: this version's VMs have one vCPU")
+    for option, value in (("--vcpus", given.vcpus), ("--host-cpus", given.host_cpus)):
+        if value > CPUS_MOST:
+            raise UserError(f"{option} {value} is too many: at most {CPUS_MOST}")
     if given.bare and (given.modules or given.hypervisor_options):
         raise UserError("--bare runs without the hypervisor: --module and --hypervisor-options have no meaning then")
     kvm = given.kvm

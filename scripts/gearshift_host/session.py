@@ -45,6 +45,7 @@ class Options:
     modules: list = field(default_factory=list)
     memory: int = 512 << 20
     vcpus: int = 1
+    host_cpus: int = 1
     boot: str | None = None
     medium: str = "cd"
     expect: str | None = None
@@ -156,7 +157,8 @@ class Session:
             modules.write_bytes(cpio.of_files(files))
             start = qemu.Direct(hypervisor, command_line(options, files), modules)
             memory = qemu.memory_for(options.memory, modules.stat().st_size)
-        machine = qemu.Machine(start, memory, *(line.theirs for line in lines), icount=options.icount, kvm=options.kvm, cpu_model=options.cpu_model)
+        machine = qemu.Machine(start, memory, *(line.theirs for line in lines), icount=options.icount, kvm=options.kvm,
+                               cpu_model=options.cpu_model, cpus=options.host_cpus)
         return Launch(*qemu.command(machine), *lines, None)
 
     def _disc(self, hypervisor: Path | None, files: dict, folder: Path) -> tuple:
@@ -188,7 +190,8 @@ class Session:
         if memory > bochs.MEMORY_MOST:
             raise UserError(f"--cpu intel: the machine has at most {bochs.MEMORY_MOST >> 30} GiB, too little for this guest")
         lines = (Line.by_terminal(), Line.by_terminal())
-        machine = bochs.Machine(iso, memory, lines[0].path(), lines[1].path(), options.cpu_model or bochs.CPU_MODEL)
+        machine = bochs.Machine(iso, memory, lines[0].path(), lines[1].path(), options.cpu_model or bochs.CPU_MODEL,
+                                options.host_cpus)
         return Launch(*bochs.command(machine, folder)[:2], *lines, folder / bochs.LOG_NAME)
 
     def _attached(self, launch: "Launch") -> Outcome:
