@@ -560,18 +560,18 @@ impl VmxVcpu {
 
     #[inline(always)]
     fn interruptibility(&self) -> u32 {
-        let read = || self.vmcs.current().read(field::GUEST_INTERRUPTIBILITY);
+        let read = || self.vmcs.read(field::GUEST_INTERRUPTIBILITY);
         self.cache.get(Known::INTERRUPTIBILITY, &self.cache.interruptibility, read)
     }
 
     fn set_interruptibility(&mut self, value: u32) {
-        self.vmcs.current().write(field::GUEST_INTERRUPTIBILITY, value);
+        self.vmcs.write(field::GUEST_INTERRUPTIBILITY, value);
         self.cache.put(Known::INTERRUPTIBILITY, &self.cache.interruptibility, value);
     }
 
     #[inline(always)]
     fn code_rights(&self) -> SegmentAttributes {
-        let read = || self.vmcs.current().read(field::GUEST_CS_RIGHTS);
+        let read = || self.vmcs.read(field::GUEST_CS_RIGHTS);
         SegmentAttributes::from_bits(self.cache.get(Known::CODE_RIGHTS, &self.cache.code_rights, read))
     }
 
@@ -852,7 +852,7 @@ impl Vcpu for VmxVcpu {
     #[inline]
     fn gpr(&self, register: Gpr) -> u64 {
         match register {
-            Gpr::Rsp => self.vmcs.current().read(field::GUEST_RSP),
+            Gpr::Rsp => self.vmcs.read(field::GUEST_RSP),
             _ => self.context.gprs.get(register),
         }
     }
@@ -860,7 +860,7 @@ impl Vcpu for VmxVcpu {
     #[inline]
     fn set_gpr(&mut self, register: Gpr, value: u64) {
         match register {
-            Gpr::Rsp => self.vmcs.current().write(field::GUEST_RSP, value),
+            Gpr::Rsp => self.vmcs.write(field::GUEST_RSP, value),
             _ => self.context.gprs.set(register, value),
         }
     }
@@ -872,13 +872,13 @@ impl Vcpu for VmxVcpu {
 
     #[inline]
     fn rflags(&self) -> u64 {
-        self.cache.get(Known::RFLAGS, &self.cache.rflags, || self.vmcs.current().read(field::GUEST_RFLAGS))
+        self.cache.get(Known::RFLAGS, &self.cache.rflags, || self.vmcs.read(field::GUEST_RFLAGS))
     }
 
     #[inline]
     fn set_rflags(&mut self, value: u64) {
         let value = value | rflags::FIXED;
-        self.vmcs.current().write(field::GUEST_RFLAGS, value);
+        self.vmcs.write(field::GUEST_RFLAGS, value);
         self.cache.put(Known::RFLAGS, &self.cache.rflags, value);
     }
 
@@ -890,24 +890,24 @@ impl Vcpu for VmxVcpu {
     #[inline]
     fn cpl(&self) -> u8 {
         // SDM 3C 25.4.1: the DPL of SS is the privilege level, in every mode.
-        SegmentAttributes::from_bits(self.vmcs.current().read(field::GUEST_SS_RIGHTS)).dpl()
+        SegmentAttributes::from_bits(self.vmcs.read(field::GUEST_SS_RIGHTS)).dpl()
     }
 
     fn segment(&self, name: SegmentName) -> Segment {
-        self.vmcs.current().segment(name)
+        self.vmcs.visit().segment(name)
     }
 
     fn gdtr(&self) -> DescriptorTable {
-        gdtr(self.vmcs.current())
+        gdtr(*self.vmcs.visit())
     }
 
     fn idtr(&self) -> DescriptorTable {
-        idtr(self.vmcs.current())
+        idtr(*self.vmcs.visit())
     }
 
     #[inline]
     fn cr0(&self) -> u64 {
-        self.shared.cr0.seen(self.vmcs.current().read(field::GUEST_CR0), self.cr0_shadow)
+        self.shared.cr0.seen(self.vmcs.read(field::GUEST_CR0), self.cr0_shadow)
     }
 
     #[inline]
@@ -917,12 +917,12 @@ impl Vcpu for VmxVcpu {
 
     #[inline]
     fn cr3(&self) -> u64 {
-        self.vmcs.current().read(field::GUEST_CR3)
+        self.vmcs.read(field::GUEST_CR3)
     }
 
     #[inline]
     fn cr4(&self) -> u64 {
-        self.shared.cr4.seen(self.vmcs.current().read(field::GUEST_CR4), self.cr4_shadow)
+        self.shared.cr4.seen(self.vmcs.read(field::GUEST_CR4), self.cr4_shadow)
     }
 
     #[inline]
@@ -932,19 +932,15 @@ impl Vcpu for VmxVcpu {
 
     fn set_cr0(&mut self, value: u64) {
         let before = self.cr0();
-        let vmcs = self.vmcs.current();
-        vmcs.write(field::GUEST_CR0, self.shared.cr0.real(value));
-        vmcs.write(field::CR0_SHADOW, value);
+        self.vmcs.write(field::GUEST_CR0, self.shared.cr0.real(value));
+        self.vmcs.write(field::CR0_SHADOW, value);
         self.cr0_shadow = value;
         if (before ^ value) & cr0::PG != 0 {
             let mut efer_value = self.efer & !efer::LMA;
             if value & cr0::PG != 0 && self.efer & efer::LME != 0 {
                 efer_value |= efer::LMA;
             }
-            if efer_value != self.efer {
-                write_efer(vmcs, &self.shared.controls, efer_value);
-                self.efer = efer_value;
-            }
+            self.set_efer(efer_value);
         }
         // MOV to CR0 drops translations when it changes PG; WP and CD are looked at anew by every walk.
         self.due.insert(Due::FLUSH | Due::PDPTES);
@@ -952,14 +948,13 @@ impl Vcpu for VmxVcpu {
 
     fn set_cr3(&mut self, value: u64) {
         let keeps = value & CR3_KEEP != 0 && self.cr4() & cr4::PCIDE != 0;
-        self.vmcs.current().write(field::GUEST_CR3, value & !CR3_KEEP);
+        self.vmcs.write(field::GUEST_CR3, value & !CR3_KEEP);
         self.due.insert(if keeps { Due::PDPTES } else { Due::FLUSH | Due::PDPTES });
     }
 
     fn set_cr4(&mut self, value: u64) {
-        let vmcs = self.vmcs.current();
-        vmcs.write(field::GUEST_CR4, self.shared.cr4.real(value));
-        vmcs.write(field::CR4_SHADOW, value);
+        self.vmcs.write(field::GUEST_CR4, self.shared.cr4.real(value));
+        self.vmcs.write(field::CR4_SHADOW, value);
         self.cr4_shadow = value;
         self.due.insert(Due::FLUSH | Due::PDPTES);
     }
@@ -969,7 +964,7 @@ impl Vcpu for VmxVcpu {
         if (self.efer ^ value) & (efer::NXE | efer::LMA) != 0 {
             self.due.insert(Due::FLUSH | Due::PDPTES);
         }
-        write_efer(self.vmcs.current(), &self.shared.controls, value);
+        write_efer(*self.vmcs.visit(), &self.shared.controls, value);
         self.efer = value;
     }
 
@@ -983,12 +978,12 @@ impl Vcpu for VmxVcpu {
     }
 
     fn system_msr(&self, msr: SystemMsr) -> u64 {
-        self.switched.msr(msr).unwrap_or_else(|| vmcs_msr(self.vmcs.current(), msr))
+        self.switched.msr(msr).unwrap_or_else(|| vmcs_msr(*self.vmcs.visit(), msr))
     }
 
     fn set_system_msr(&mut self, msr: SystemMsr, value: u64) {
         if !self.switched.set_msr(msr, value) {
-            set_vmcs_msr(self.vmcs.current(), msr, value);
+            set_vmcs_msr(*self.vmcs.visit(), msr, value);
         }
     }
 
@@ -1169,7 +1164,7 @@ impl Vcpu for VmxVcpu {
         if self.shared.controls.deliver_interrupts() {
             let page = &self.apic.page;
             let status = u16::from(highest_vector(page, ISR)) << 8 | u16::from(highest_vector(page, IRR));
-            self.vmcs.current().write(field::GUEST_INTERRUPT_STATUS, status);
+            self.vmcs.write(field::GUEST_INTERRUPT_STATUS, status);
         }
     }
 

@@ -192,7 +192,30 @@ impl Vmcs {
         Current(PhantomData)
     }
 
+    /// Reads a field of any vCPU.
+    #[inline(always)]
+    pub fn read<W: FieldWidth, A: Area>(&self, field: Field<W, A>) -> W::Value {
+        if self.is_resident() { Current(PhantomData).read(field) } else { self.read_away(field) }
+    }
+
+    #[cold]
+    fn read_away<W: FieldWidth, A: Area>(&self, field: Field<W, A>) -> W::Value {
+        self.visit().read(field)
+    }
+
+    /// Writes a field of any vCPU that concerns the guest alone.
+    #[inline(always)]
+    pub fn write<W: FieldWidth>(&self, field: Field<W, Guest>, value: W::Value) {
+        if self.is_resident() { Current(PhantomData).write(field, value) } else { self.write_away(field, value) }
+    }
+
+    #[cold]
+    fn write_away<W: FieldWidth>(&self, field: Field<W, Guest>, value: W::Value) {
+        self.visit().write(field, value);
+    }
+
     /// The fields of any vCPU. One that is not resident becomes current for as long as the answer lives.
+    #[inline]
     pub fn visit(&self) -> Visit<'_> {
         if self.is_resident() {
             return Visit { current: Current(PhantomData), away: None };
