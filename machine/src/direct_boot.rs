@@ -1,7 +1,8 @@
-//! Starting a guest without firmware, as `qemu -kernel` does: ACPI tables, memory map and kernel go into RAM, and the
+//! Starting a guest without firmware, as `qemu -kernel` does: firmware's tables, memory map and kernel go into RAM, and the
 //! bootstrap processor begins at the kernel's entry.
 
 use crate::firmware::acpi::{self, Layout, SerialPort, Window};
+use crate::firmware::{bios_data, smbios};
 use crate::layout::{self, gsi};
 use crate::loader::{self, LoadError, MemoryLayout, Module, Payload, Region, RegionKind};
 use crate::machine::MachineConfig;
@@ -14,6 +15,8 @@ use vcpu::ArchState;
 const EBDA: u64 = 0x9_fc00;
 /// Where the ACPI root pointer is put, in the BIOS area that is searched for it.
 const RSDP: u64 = 0xf_0000;
+/// Where the SMBIOS tables are put, behind it in the same area.
+const SMBIOS: u64 = 0xf_0040;
 /// General capabilities of the HPET, as [`devices::hpet`] shows them: what its ACPI table repeats.
 const HPET_BLOCK_ID: u32 = 0x8086_a201;
 
@@ -35,6 +38,8 @@ pub enum StartError {
     Load(LoadError),
     /// The ACPI tables do not fit where they have to be.
     Tables(acpi::PlacementError),
+    /// The SMBIOS tables do not fit where they have to be.
+    Smbios(smbios::PlacementError),
     /// The machine's memory is smaller than its own tables need.
     Memory(NotRam),
 }
@@ -44,6 +49,7 @@ impl fmt::Display for StartError {
         match self {
             StartError::Load(error) => write!(f, "{error}"),
             StartError::Tables(error) => write!(f, "the ACPI tables cannot be placed: {error}"),
+            StartError::Smbios(error) => write!(f, "the SMBIOS tables cannot be placed: {error}"),
             StartError::Memory(error) => write!(f, "the guest has too little memory: {error}"),
         }
     }
@@ -71,6 +77,18 @@ pub fn acpi_layout(config: &MachineConfig) -> Layout {
 
 /// Bytes of enhanced configuration space for one bus.
 const BUS_SIZE: u64 = 1 << 20;
+/// What the SMBIOS tables say of this machine.
+fn smbios_description(config: &MachineConfig) -> smbios::Description {
+    let (low, high) = layout::ram_split(config.memory);
+    smbios::Description {
+        memory: [low].into_iter().chain(high).collect(),
+        processors: config.vcpus,
+        processor_id: 0,
+        processor_mhz: 0,
+        uuid: [0; 16],
+    }
+}
+
 /// PCI BARs lie between ECAM and the IOAPIC.
 const PCI_MEMORY: u64 = layout::ECAM_BASE + layout::ECAM_SIZE;
 
@@ -86,6 +104,9 @@ pub fn prepare(boot: &DirectBoot<'_>, config: &MachineConfig, ram: &impl GuestMe
     for (at, bytes) in placed.pieces() {
         ram.write(Gpa(at), bytes).map_err(StartError::Memory)?;
     }
+    let smbios = smbios::build(&smbios_description(config)).place(SMBIOS).map_err(StartError::Smbios)?;
+    ram.write(Gpa(SMBIOS), &smbios).map_err(StartError::Memory)?;
+    bios_data::write(ram, layout::COM1, EBDA).map_err(StartError::Memory)?;
 
     let region = |start: u64, end: u64, kind| Region { start: Gpa(start), len: end.saturating_sub(start), kind };
     let mut regions: ArrayVec<Region, 7> = ArrayVec::new();

@@ -8,7 +8,7 @@
 //! checksums; so [`Tables::place`] can put them into guest memory, and the same notes can be served to firmware.
 //!
 //! Neighbours: the loaders place the tables and reserve their memory in the e820 map; `layout` has the addresses.
-//! Not here: SMBIOS, the tables that firmware adds by itself.
+//! Not here: SMBIOS (`smbios`), the tables that firmware adds by itself.
 
 mod description;
 mod devices;
