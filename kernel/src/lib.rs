@@ -8,12 +8,8 @@
 //! | [`memory_map`], [`frames`], [`paging`] | `ram`, `address_space`, `stacks`, `heap` |
 //! | [`time`], [`calibrate`], [`alarms`], [`wall`] | `clock`, `references`, `apic`, `rtc` |
 //! | [`run_queue`] | `scheduler`, `percpu` |
-<<<<<<< /tmp/tmpqi1p6xrp/o
-//! | [`queue`], [`keys`], [`guest_ram`] | `console`, `control`, `arena` |
 //! | [`tsc_sync`] | `smp` |
-=======
 //! | [`queue`], [`keys`], [`channel`], [`monitor`], [`guest_ram`] | `console`, `control`, `fleet`, `arena` |
->>>>>>> /tmp/tmpqi1p6xrp/t
 //! | [`acpi`], [`options`], [`definitions`], [`ring`] | `firmware`, `ioapic`, `pic`, `serial`, `journal`, `panic`, `shutdown` |
 //!
 //! `start` puts them together. Neighbours: `boot` below; `machine`, a backend and `devices` above. The kernel knows no

@@ -3,22 +3,15 @@
 
 #![allow(unsafe_code)] // Reads that the page tables are expected to allow.
 
-use crate::console::{self, Console};
 use crate::options::SelfTest;
 use crate::paging::Permissions;
 use crate::run_queue::{Poll, Role, Task, USUAL_WEIGHT, Waker};
 use crate::time::MILLISECOND;
-<<<<<<< /tmp/tmpho0vuba3/o
-use crate::{address_space, clock, guest_frames, idt, layout, percpu, ram, scheduler};
-use alloc::boxed::Box;
-use alloc::sync::Arc;
-use alloc::vec::Vec;
-=======
 use crate::{address_space, clock, console, guest_frames, idt, layout, percpu, ram, scheduler};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt::Write;
->>>>>>> /tmp/tmpho0vuba3/t
 use core::sync::atomic::{AtomicU32, Ordering};
 use devices::{ByteSink, ByteSource};
 use log::info;

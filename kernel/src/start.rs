@@ -18,11 +18,7 @@ use crate::lock::Lock;
 use crate::run_queue::{Role, USUAL_WEIGHT};
 use crate::shutdown::{self, Outcome};
 use crate::{
-<<<<<<< /tmp/tmpta_z397m/o
-    address_space, apic, clock, console, control, cpu, detect, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, rtc, scheduler, self_test, serial, smp, stacks,
-=======
-    address_space, apic, clock, console, control, cpu, detect, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, rtc, scheduler, self_test, serial, stacks, vm,
->>>>>>> /tmp/tmpta_z397m/t
+    address_space, apic, clock, console, control, cpu, detect, firmware, gdt, heap, idt, ioapic, journal, percpu, pic, ram, rtc, scheduler, self_test, serial, smp, stacks, vm,
 };
 use alloc::boxed::Box;
 use alloc::format;
@@ -138,17 +134,10 @@ extern "C" fn on_own_stack(boot: &'static BootInfo<'static>) -> ! {
     let machines = machines.unwrap_or_else(|problem| refuse(problem));
     let wall_start = wall_time.unwrap_or(0).saturating_sub(clock::now() / 1_000_000_000);
     match virtualization {
-<<<<<<< /tmp/tmpta_z397m/o
-        Virtualization::Svm(capability) => run(svm::Svm::new(capability), boot, &platform, plan),
+        Virtualization::Svm(capability) => run(svm::Svm::new(capability), boot, &platform, machines, wall_start),
         Virtualization::Vmx(capability) => {
             let vmx = vmx::Vmx::new(capability, vmx::controls::ApicVirtualization::Off);
-            run(vmx.unwrap_or_else(|refusal| refuse(refusal)), boot, &platform, plan)
-=======
-        Virtualization::Svm(capability) => run(svm::Svm::new(capability), machines, wall_start),
-        Virtualization::Vmx(capability) => {
-            let vmx = vmx::Vmx::new(capability, vmx::controls::ApicVirtualization::Off);
-            run(vmx.unwrap_or_else(|refusal| refuse(refusal)), machines, wall_start)
->>>>>>> /tmp/tmpta_z397m/t
+            run(vmx.unwrap_or_else(|refusal| refuse(refusal)), boot, &platform, machines, wall_start)
         }
     }
 }
@@ -185,26 +174,22 @@ fn direct_boot(machine: &Definition, boot: &BootInfo<'static>) -> Result<DirectB
     Ok(DirectBoot { kernel, initrd, command_line })
 }
 
-<<<<<<< /tmp/tmpta_z397m/o
-/// Runs the guest to its end, and ends the host's run with it.
-fn run<B: Backend>(backend: B, boot: &BootInfo<'_>, platform: &Platform, plan: Plan) -> ! {
+/// Switches virtualization on, on all CPUs, runs the machines to their ends, and ends the host's run with the last.
+fn run<B: Backend>(
+    backend: B,
+    boot: &BootInfo<'_>,
+    platform: &Platform,
+    machines: Vec<(Definition, DirectBoot<'static>)>,
+    wall_start: u64,
+) -> ! {
     let backend: &'static B = Box::leak(Box::new(backend));
     let arena = Arena::new(CPU_REGIONS).unwrap_or_else(|| refuse(TOO_LITTLE_MEMORY));
     let frames: Arc<dyn FrameSource> = Arc::new(arena);
     let enable = move || backend.enable(&frames).map_err(|error| format!("{error}"));
     enable().unwrap_or_else(|error| refuse(error));
     smp::start(boot, platform, Box::leak(Box::new(enable)));
-    let memory = plan.memory;
-=======
-/// Runs the machines to their ends, and ends the host's run with the last.
-fn run<B: Backend>(backend: B, machines: Vec<(Definition, DirectBoot<'static>)>, wall_start: u64) -> ! {
-    let arena = Arena::new(CPU_REGIONS).unwrap_or_else(|| refuse(TOO_LITTLE_MEMORY));
-    let frames: Arc<dyn FrameSource> = Arc::new(arena);
-    backend.enable(&frames).unwrap_or_else(|error| refuse(error));
-    let backend: &'static B = Box::leak(Box::new(backend));
 
     console::set_up(machines.iter().map(|(machine, _)| (machine.name.as_str(), machine.console)));
->>>>>>> /tmp/tmpta_z397m/t
     let waker = scheduler::waker();
     control::listen(waker.clone());
     let listener = waker.clone();
