@@ -120,7 +120,8 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
             }
         }
         let Some(pending) = self.pending() else {
-            self.vcpu.request_interrupt_window(None);
+            let held = self.held();
+            self.vcpu.request_interrupt_window(held);
             return;
         };
         if self.vcpu.interrupt_window() == Window::Closed {
@@ -139,8 +140,16 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         };
         self.vcpu.inject(Event::Interrupt(vector));
         self.core.activity = Activity::Running;
-        let next = self.pending().map(Pending::priority);
+        let next = self.pending().map(Pending::priority).or_else(|| self.held());
         self.vcpu.request_interrupt_window(next);
+    }
+
+    /// The vector that waits for the guest to lower CR8.
+    fn held(&self) -> Option<u8> {
+        match self.vcpu.interrupt_delivery() {
+            InterruptDelivery::Software => self.core.apic.held_by_task_priority(),
+            InterruptDelivery::Hardware => None,
+        }
     }
 
     /// What software has to inject next. Fixed interrupts are the processor's own work under hardware delivery.

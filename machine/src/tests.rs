@@ -362,6 +362,17 @@ fn a_closed_window_is_asked_for_and_used_when_it_opens() {
 }
 
 #[test]
+fn an_interrupt_that_the_task_priority_holds_back_has_its_window_asked_for() {
+    let mut bench = Bench::new();
+    bench.play([wrmsr(0x1b, 0xfee0_0d00), wrmsr(0x80f, 0x1ff), wrmsr(0x808, 0x50), wrmsr(0x83f, 0x55)]);
+    assert_eq!(bench.processor.vcpu.requested_window, Some(0x55), "CR8 is lowered without an exit");
+    assert!(bench.processor.vcpu.injected.is_empty());
+    bench.play([wrmsr(0x808, 0x40), Exit::Pause(plain())]);
+    assert_eq!(bench.processor.vcpu.injected, [Event::Interrupt(0x55)]);
+    assert_eq!(bench.processor.vcpu.requested_window, None);
+}
+
+#[test]
 fn the_8259_pair_interrupts_through_lint0() {
     let mut bench = Bench::new();
     let out = |port, value| Exit::PortWrite(PortWrite::new(port, Width::Byte, value, length(2)));

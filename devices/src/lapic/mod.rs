@@ -228,6 +228,15 @@ impl LocalApic {
         (vector >> 4 > self.port.priority() >> 4).then_some(vector)
     }
 
+    /// The highest request that nothing but the task priority holds back. The guest lets it through by a write to CR8, which
+    /// need not exit: the processor has to be asked to say so.
+    #[inline]
+    pub fn held_by_task_priority(&self) -> Option<u8> {
+        let vector = self.port.highest_request()?;
+        let class = vector >> 4;
+        (class > self.port.in_service() >> 4 && class <= self.port.priority() >> 4).then_some(vector)
+    }
+
     /// The processor takes `vector`, which [`LocalApic::highest_pending`] gave: from IRR to ISR.
     #[inline]
     pub fn acknowledge(&mut self, vector: u8) {

@@ -205,12 +205,15 @@ fn requests_are_taken_highest_first_and_only_above_the_processor_priority() {
     cpu.write32(EOI, 0);
     assert_eq!(take(cpu), Some(0x57));
     assert_eq!(take(cpu), None, "0x52 is of the same class");
+    assert_eq!(cpu.held_by_task_priority(), None, "it waits for an end of interrupt");
     assert_eq!(cpu.read32(ISR + 0x20), 1 << 0x17);
     cpu.write32(EOI, 0);
     cpu.write32(TPR, 0x52);
     assert_eq!(take(cpu), None);
     assert_eq!(cpu.read32(PPR), 0x52);
+    assert_eq!(cpu.held_by_task_priority(), Some(0x52));
     cpu.write32(TPR, 0x4f);
+    assert_eq!(cpu.held_by_task_priority(), None, "nothing holds it back now");
     assert_eq!(take(cpu), Some(0x52));
     assert_eq!(cpu.read32(PPR), 0x50);
     cpu.write32(EOI, 0);
