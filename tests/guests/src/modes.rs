@@ -16,6 +16,8 @@ global_asm!(
         push r15
         mov ebx, edi
         sidt [rip + flat32_idt]
+        # An exception among 32-bit code has no gate to go through: it shuts the processor down instead of running wild.
+        lidt [rip + flat32_no_idt]
         mov [rip + flat32_stack], rsp
         mov esp, offset flat32_stack_top
         push 0x18
@@ -63,6 +65,8 @@ global_asm!(
         pop rbx
         ret
 
+    .data
+    flat32_no_idt: .zero 10
     .bss
     .balign 16
     flat32_stack: .zero 8

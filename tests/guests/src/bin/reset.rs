@@ -1,6 +1,6 @@
-//! Resets by port 0xCF9, by the keyboard controller and by triple fault: each starts the machine anew, the clock's RAM survives.
+//! Resets by port 0xCF9 and by the keyboard controller: each starts the machine anew, and the clock's RAM survives.
 //!
-//! The stage is kept in CMOS RAM. `only=cf9|i8042|triple` makes just that reset.
+//! The stage is kept in CMOS RAM. `only=cf9|i8042|triple` makes just that reset; a triple fault is for machines that answer it with one.
 
 #![no_std]
 #![no_main]
@@ -28,7 +28,7 @@ fn run() {
     }
     let stage = rtc::read(STAGE_AT);
     rtc::write(STAGE_AT, stage + 1);
-    let ways = ["cf9", "i8042", "triple"];
+    let ways = ["cf9", "i8042"];
     let next = match entry::option("only") {
         Some(only) => (stage == 0).then_some(only),
         None => ways.get(usize::from(stage)).copied(),

@@ -154,9 +154,9 @@ fn hpet_timer() {
     equal("hpet-counter-writable", hpet::read(hpet::COUNTER), 0x1_0000_0000);
     hpet::write(hpet::COUNTER, 0);
     hpet::run();
-    // Timer 0, one-shot on pin 2 of the IOAPIC where its routing allows, edge-triggered.
-    let routing = hpet::read(hpet::timer_configuration(0)) >> 32;
-    let pin = if routing >> 2 & 1 != 0 { 2 } else { routing.trailing_zeros() };
+    // Timer 0, one-shot and edge-triggered, on the highest pin that it can have: pin 2 is the PIT's.
+    let routing = (hpet::read(hpet::timer_configuration(0)) >> 32) as u32;
+    let pin = 31 - routing.max(1).leading_zeros();
     ioapic::set_entry(pin, u64::from(apic::id()) << 56 | u64::from(VECTOR));
     cpu::enable_interrupts();
     close("hpet-one-shot-after-20-ms", clock::FREQUENCY / 50, || {
