@@ -90,6 +90,9 @@ pub fn parse<'a>(
         let entry: MemoryMapEntry = element(memory, start.memory_map, index)?;
         info.add_region(entry.address, entry.size, MemoryKind::from_acpi(entry.kind))?;
     }
+    if info.memory.is_empty() {
+        return Err(BootError::NoMemoryMap);
+    }
     if start.module_count > info::MAX_MODULES as u32 {
         return Err(BootError::TooManyModules);
     }
@@ -197,6 +200,13 @@ mod tests {
         assert_eq!((&memory).bytes(kernel.range.start, 6), Some(&b"kernel"[..]), "the range says where it is");
         assert_eq!(info.module("vm.cmdline").unwrap().bytes, b"quiet");
         assert!(info.module("other").is_none());
+    }
+
+    #[test]
+    fn a_memory_map_of_empty_regions_is_none() {
+        let regions = map(&[(0x1000, 0, 1)]);
+        let memory = FakeMemory::default().with(INFO, start(1, 0, 1)).with(MAP, regions).with(LINE, *b"\0");
+        assert_eq!(parse(&&memory, INFO, IMAGE).err(), Some(BootError::NoMemoryMap));
     }
 
     #[test]

@@ -64,8 +64,8 @@ impl GuestMemory for SparseMemory {
         if !self.is_ram(gpa, into.len() as u64) {
             return Err(NotRam { gpa, len: into.len() });
         }
-        for (at, byte) in (gpa.0..).zip(into.iter_mut()) {
-            if let Some((word, bit)) = self.word(at) {
+        for (index, byte) in into.iter_mut().enumerate() {
+            if let Some((word, bit)) = self.word(gpa.0 + index as u64) {
                 *byte = (word.load(Ordering::SeqCst) >> bit) as u8;
             }
         }
@@ -76,8 +76,8 @@ impl GuestMemory for SparseMemory {
         if !self.is_ram(gpa, from.len() as u64) {
             return Err(NotRam { gpa, len: from.len() });
         }
-        for (at, &byte) in (gpa.0..).zip(from) {
-            if let Some((word, bit)) = self.word(at) {
+        for (index, &byte) in from.iter().enumerate() {
+            if let Some((word, bit)) = self.word(gpa.0 + index as u64) {
                 let replace = |old: u64| Some(old & !(0xff << bit) | u64::from(byte) << bit);
                 let _ = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, replace);
             }
@@ -140,6 +140,8 @@ mod tests {
         assert_eq!(ram.write(Gpa(0x200e), &[9; 4]), Err(NotRam { gpa: Gpa(0x200e), len: 4 }));
         assert_eq!(ram.load(Gpa(0x200e), Width::Word), Ok(0), "a refused write leaves nothing behind");
         assert!(!ram.is_ram(Gpa(u64::MAX), 2));
+        assert_eq!(ram.read(Gpa(u64::MAX), &mut []), Ok(()), "nothing is everywhere");
+        assert_eq!(ram.write(Gpa(u64::MAX), &[]), Ok(()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 """scripts/test: the stages and the nested tests, counted into one closing line.
 
-Stages: fmt, clippy, clippy-bare, docs, arrows, tools (these host tools' own tests), host (cargo test), nested (guests in emulated
-machines; not with --quick). The nested cases are in tests/nested.
+Stages: fmt, clippy, clippy-bare, docs, arrows, tools (these host tools' own tests), host (cargo test), fuzz (tests/fuzz), nested (guests
+in emulated machines; not with --quick). The nested cases are in tests/nested.
 """
 
 import concurrent.futures
@@ -13,8 +13,8 @@ import time
 import unittest
 from dataclasses import dataclass
 
-from . import arrows, build, paths, setup
-from .commandline import OneLineParser
+from . import arrows, build, fuzzing, paths, setup
+from .commandline import OneLineParser, positive
 from .errors import UserError
 from .progress import say
 from .session import RUNNING, Interrupted, end_process, interrupts_raised
@@ -22,6 +22,7 @@ from .session import RUNNING, Interrupted, end_process, interrupts_raised
 PARALLEL_MACHINES = 2
 LINES_SHOWN = 60
 STAGE_SECONDS = 1200
+FUZZ_SECONDS = 10
 
 
 @dataclass
@@ -36,6 +37,11 @@ class Tally:
         """Counts further tests."""
         self.passed += passed
         self.failed += failed
+
+    def close(self) -> int:
+        """Prints the closing line and returns the exit status."""
+        print(f"{self.passed} passed, {self.failed} failed" + (f", {self.skipped} skipped" if self.skipped else ""), flush=True)
+        return 0 if self.passed and not self.failed else 1
 
 
 def cargo(*arguments: str, environment: dict | None = None) -> tuple:
@@ -55,7 +61,9 @@ def one(success: bool, output: str) -> tuple:
 
 def fmt() -> tuple:
     """Formatting of all crates."""
-    return one(*cargo("fmt", "--all", "--check"))
+    success, output = cargo("fmt", "--all", "--check")
+    fuzz_success, fuzz_output = cargo("fmt", "--check", "--manifest-path", "tests/fuzz/Cargo.toml")
+    return one(success and fuzz_success, output + fuzz_output)
 
 
 def clippy() -> tuple:
@@ -100,7 +108,12 @@ def tools() -> tuple:
     return result.testsRun - len(problems), len(problems), "\n".join(problems)
 
 
-STAGES = {"fmt": fmt, "clippy": clippy, "clippy-bare": clippy_bare, "docs": docs, "arrows": check_arrows, "tools": tools, "host": host}
+def fuzz() -> tuple:
+    """Some seconds of each fuzz target."""
+    return fuzzing.fuzz(FUZZ_SECONDS, PARALLEL_MACHINES, fuzzing.targets())
+
+
+STAGES = {"fmt": fmt, "clippy": clippy, "clippy-bare": clippy_bare, "docs": docs, "arrows": check_arrows, "tools": tools, "host": host, "fuzz": fuzz}
 
 
 def run_stage(name: str, tally: Tally) -> None:
@@ -192,16 +205,28 @@ def chosen(names: list, available: list) -> list:
     return found
 
 
+def only_fuzz(seconds: int, jobs: int, names: list) -> tuple:
+    """Runs the fuzz targets that the names choose: (passed, failed)."""
+    passed, failed, output = fuzzing.fuzz(seconds, jobs, fuzzing.matching(names))
+    if output:
+        print(output)
+    return passed, failed
+
+
 def main(arguments: list) -> int:
     """Runs scripts/test and returns its exit status."""
     p = OneLineParser(prog="scripts/test", description="Checks Gearshift; the last line says how many tests passed and failed.", allow_abbrev=False)
     p.add_argument("names", nargs="*", metavar="NAME", help="run only the stages and nested cases of this name, or whose name contains it")
     p.add_argument("--quick", action="store_true", help="no emulator: leave out the nested cases")
     p.add_argument("--list", action="store_true", help="list the stages and the nested cases")
+    p.add_argument("--fuzz", metavar="SECONDS", type=positive, help="only fuzz, each target so long; NAME chooses targets then")
     p.add_argument("--jobs", metavar="N", type=int, default=min(PARALLEL_MACHINES, os.cpu_count() or 1), help="machines at once (default: %(default)s)")
     tally = Tally()
     try:
         given = p.parse_args(arguments)
+        if given.fuzz and not given.list:
+            tally.add(*only_fuzz(given.fuzz, max(1, given.jobs), given.names))
+            return tally.close()
         cases = nested_cases()
         available = [*STAGES, *(case.name for case in cases)]
         if given.list:
@@ -227,5 +252,4 @@ def main(arguments: list) -> int:
         return 128 + interrupted.args[0]
     except KeyboardInterrupt:
         return 130
-    print(f"{tally.passed} passed, {tally.failed} failed" + (f", {tally.skipped} skipped" if tally.skipped else ""), flush=True)
-    return 0 if tally.passed and not tally.failed else 1
+    return tally.close()

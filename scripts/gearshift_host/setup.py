@@ -111,18 +111,28 @@ def iasl() -> Program:
     return archive.program(archive.installed(_bundle("acpica", "acpica-tools"), "the ACPI compiler (once)"), "usr/bin/iasl")
 
 
-def linker() -> None:
-    """A C linker for the host; installed with the system's apt if there is none."""
-    if shutil.which("cc"):
+def _compiler(command: str, what: str, *packages: str) -> None:
+    """A compiler for the host; installed with the system's apt if there is none."""
+    if shutil.which(command):
         return
     elevate = [] if os.geteuid() == 0 else ["sudo"]
     if elevate and not shutil.which("sudo"):
-        raise UserError("a C linker is missing: as root, run apt-get install gcc libc6-dev")
-    with step("installing a C linker with apt"):
-        for arguments in (["update"], ["install", "-y", "--no-install-recommends", "gcc", "libc6-dev"]):
+        raise UserError(f"{what} is missing: as root, run apt-get install {' '.join(packages)}")
+    with step(f"installing {what} with apt"):
+        for arguments in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
             done = subprocess.run([*elevate, "apt-get", *arguments], capture_output=True, text=True)
             if done.returncode != 0:
                 raise UserError(f"apt-get {arguments[0]} failed: {done.stderr.strip()[-300:]}", 3)
+
+
+def linker() -> None:
+    """A C linker for the host."""
+    _compiler("cc", "a C linker", "gcc", "libc6-dev")
+
+
+def cpp_compiler() -> None:
+    """A C++ compiler for the host: the fuzzer's runtime is C++."""
+    _compiler("c++", "a C++ compiler", "g++")
 
 
 def rust() -> None:

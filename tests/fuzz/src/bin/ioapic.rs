@@ -1,0 +1,5 @@
+//! The IOAPIC.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|script: &[u8]| gearshift_fuzz::chips::ioapic(script));

@@ -1,0 +1,5 @@
+//! PCI configuration space.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|script: &[u8]| gearshift_fuzz::chips::pci(script));

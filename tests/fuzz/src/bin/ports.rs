@@ -1,0 +1,5 @@
+//! Devices of a single port.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|script: &[u8]| gearshift_fuzz::chips::ports(script));

@@ -1,0 +1,5 @@
+//! Intel's exits.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|script: &[u8]| gearshift_fuzz::exits::vmx(script));
