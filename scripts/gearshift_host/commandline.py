@@ -19,8 +19,8 @@ BOOT_WAYS = ("pvh", "grub-bios", "grub-uefi", "limine-bios", "limine-uefi")
 MEDIA = ("cd", "usb")
 
 EPILOG = """\
-Without --kernel the guest is Debian 12's stock cloud kernel with a busybox shell. In the terminal, Ctrl-A x quits and Ctrl-A a types
-Ctrl-A. Exit status: 0 the guest powered off or the expected text appeared; 1 the VM was stopped with a report, the text did not appear
+Without --kernel the guest is Debian 12's stock cloud kernel with a busybox shell. In the terminal, Ctrl-A x quits, Ctrl-A 1..9 shows
+another guest's console, Ctrl-A m the monitor, Ctrl-A h the keys, and Ctrl-A Ctrl-A types Ctrl-A. Exit status: 0 the guest powered off or the expected text appeared; 1 the VM was stopped with a report, the text did not appear
 or the time was up; 2 a wrong option, a missing file or a machine that cannot run guests; 3 the hypervisor or the set-up failed.
 
 Examples:
@@ -72,6 +72,7 @@ def guest_options(p: OneLineParser) -> None:
     """Adds the options that say which guest runs and what the hypervisor is told."""
     guest = p.add_argument_group("the guest")
     guest.add_argument("--kernel", metavar="FILE", help="kernel to boot: a Linux bzImage or a PVH or Multiboot 1 program")
+    guest.add_argument("--vms", metavar="FILE", help="several guests: a vms.toml, which names kernels and RAM disks that lie beside it")
     guest.add_argument("--initrd", metavar="FILE", help="its initial RAM disk")
     guest.add_argument("--append", metavar="STR", default="console=ttyS0", help="its command line (default: %(default)s)")
     guest.add_argument("--module", metavar="FILE", action="append", default=[], dest="modules",
@@ -93,6 +94,7 @@ def parser() -> OneLineParser:
                          help="how the machine boots Gearshift (default: pvh, with --cpu intel grub-bios); limine needs Limine's binaries (LIMINE_DIR)")
     machine.add_argument("--medium", choices=MEDIA, default="cd", help="what a loader boots from (default: %(default)s)")
     machine.add_argument("--host-cpus", metavar="N", type=positive, default=1, help="the machine's own CPUs (default: %(default)s)")
+    machine.add_argument("--host-memory", metavar="SIZE", type=size, help="the machine's own memory (default: what its guests need)")
     machine.add_argument("--icount", action="store_true", help="count instructions deterministically (slower; time is instructions)")
     machine.add_argument("--kvm", action="store_true", help="use nested KVM instead of emulation; refused where it is not there")
     machine.add_argument("--cpu-model", metavar="MODEL", default="", help=f"QEMU's CPU model and flags (default: {qemu.CPU_MODEL})")
@@ -130,6 +132,10 @@ def checked(arguments: list) -> Options:
     for option, value in (("--vcpus", given.vcpus), ("--host-cpus", given.host_cpus)):
         if value > CPUS_MOST:
             raise UserError(f"{option} {value} is too many: at most {CPUS_MOST}")
+    if given.vms and (given.kernel or given.initrd):
+        raise UserError("--vms names the guests' files itself: leave out --kernel and --initrd")
+    if given.bare and given.vms:
+        raise UserError("--bare runs one guest without the hypervisor: --vms has no meaning then")
     if given.bare and (given.modules or given.hypervisor_options):
         raise UserError("--bare runs without the hypervisor: --module and --hypervisor-options have no meaning then")
     kvm = given.kvm
@@ -146,7 +152,7 @@ def checked(arguments: list) -> Options:
 
 def readable_guest(given: argparse.Namespace) -> None:
     """Refuses a file of the guest that cannot be read."""
-    for option, file in [("--kernel", given.kernel), ("--initrd", given.initrd), *(("--module", m) for m in given.modules)]:
+    for option, file in [("--kernel", given.kernel), ("--initrd", given.initrd), ("--vms", given.vms), *(("--module", m) for m in given.modules)]:
         if file is not None:
             readable_file(option, file)
 

@@ -11,7 +11,6 @@ import tty
 
 ESCAPE = 0x01  # Ctrl-A
 QUIT_KEY = ord("x")
-LITERAL_KEY = ord("a")
 NARROWEST_TERMINAL = 16  # columns; a line editor does not wrap before
 
 
@@ -121,23 +120,20 @@ def echo_at(data: bytes, position: int, typed: bytes) -> tuple:
 
 
 class EscapeKey:
-    """Splits typed bytes into those for the guest and the wish to quit."""
+    """Splits typed bytes into the wish to quit and all others, which the hypervisor gets: its own keys lie behind Ctrl-A too."""
 
     def __init__(self):
         self._pending = False
 
     def filter(self, data: bytes) -> tuple:
-        """(bytes for the guest, whether Ctrl-A x was typed)."""
+        """(bytes for the serial line, whether Ctrl-A x was typed)."""
         passed = bytearray()
         for byte in data:
             if self._pending:
                 self._pending = False
                 if byte == QUIT_KEY:
                     return bytes(passed), True
-                if byte in (LITERAL_KEY, ESCAPE):
-                    passed.append(ESCAPE)
-                else:
-                    passed += bytes((ESCAPE, byte))
+                passed += bytes((ESCAPE, byte))
             elif byte == ESCAPE:
                 self._pending = True
             else:

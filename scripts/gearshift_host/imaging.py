@@ -64,7 +64,7 @@ def main(arguments: list) -> int:
         writable_place("--output", given.output)
         loader = chosen_loader(given.loader)
         options = Options(kernel=given.kernel, initrd=given.initrd, append=given.append, modules=given.modules, memory=given.memory,
-                          vcpus=given.vcpus, hypervisor_options=given.hypervisor_options)
+                          vcpus=given.vcpus, vms=given.vms, hypervisor_options=given.hypervisor_options)
         files = module_files(options)
         entry = image.hypervisor_entry(build.hypervisor(), command_line(options, files), files)
         place = Path(given.output).absolute()

@@ -18,8 +18,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import bochs, build, console, cpio, guests, image, journal, qemu, setup
+from . import bochs, build, console, cpio, guests, image, journal, machines, qemu, setup
 from .archive import Program
+from .dialogue import Dialogue
 from .errors import UserError
 from .journal import Ending, Journal
 from .lines import READ_SIZE, Line
@@ -40,12 +41,14 @@ class Options:
 
     cpu: str = "auto"
     kernel: str | None = None
+    vms: str | None = None
     initrd: str | None = None
     append: str = "console=ttyS0"
     modules: list = field(default_factory=list)
     memory: int = 512 << 20
     vcpus: int = 1
     host_cpus: int = 1
+    host_memory: int | None = None
     boot: str | None = None
     medium: str = "cd"
     expect: str | None = None
@@ -60,6 +63,7 @@ class Options:
     hypervisor_options: str = ""
     without_hypervisor: bool = False
     prebuilt: Path | None = None
+    dialogue: tuple = ()
 
 
 @dataclass
@@ -74,6 +78,7 @@ class Outcome:
     ending: Ending | None = None
     statistics: dict | None = None
     arrivals: list = field(default_factory=list)
+    moments: list = field(default_factory=list)
 
     def text(self) -> str:
         """What the guest printed."""
@@ -89,13 +94,15 @@ class Outcome:
 
 def module_files(options: Options) -> dict:
     """The files that the hypervisor gets, by the names it knows them by."""
-    kernel = Path(options.kernel) if options.kernel else guests.kernel()
-    files: dict = {KERNEL_MODULE: kernel}
-    if options.initrd:
-        files[INITRD_MODULE] = Path(options.initrd)
-    elif not options.kernel:
-        files[INITRD_MODULE] = guests.shell_initramfs()
-    files[COMMAND_LINE_MODULE] = options.append.encode()
+    if options.vms:
+        files = dict(machines.read(Path(options.vms)).files)
+    else:
+        files = {KERNEL_MODULE: Path(options.kernel) if options.kernel else guests.kernel()}
+        if options.initrd:
+            files[INITRD_MODULE] = Path(options.initrd)
+        elif not options.kernel:
+            files[INITRD_MODULE] = guests.shell_initramfs()
+        files[COMMAND_LINE_MODULE] = options.append.encode()
     for module in options.modules:
         name = Path(module).name
         if name in files:
@@ -105,13 +112,22 @@ def module_files(options: Options) -> dict:
 
 
 def command_line(options: Options, files: dict) -> str:
-    """The hypervisor's command line: the one VM, as words `vm.key=value`."""
+    """The hypervisor's command line: the one VM, as words `vm.key=value`, unless a file describes them."""
+    if options.vms:
+        return options.hypervisor_options
     words = [f"vm.memory={options.memory}", f"vm.vcpus={options.vcpus}", f"vm.kernel={KERNEL_MODULE}"]
     if INITRD_MODULE in files:
         words.append(f"vm.initrd={INITRD_MODULE}")
     if options.hypervisor_options:
         words.append(options.hypervisor_options)
     return " ".join(words)
+
+
+def machine_memory(options: Options, module_bytes: int) -> int:
+    """Memory of the machine that runs the hypervisor and its guests, in bytes."""
+    if options.host_memory:
+        return options.host_memory
+    return qemu.memory_for(machines.read(Path(options.vms)).memory if options.vms else options.memory, module_bytes)
 
 
 class Session:
@@ -128,6 +144,7 @@ class Session:
         self._expectation = console.Expectation()
         self._escape = console.EscapeKey()
         self._sent = options.send is None
+        self._dialogue = Dialogue(options.dialogue) if options.dialogue else None
         self._process: subprocess.Popen | None = None
         self._arrivals: list = []
         self._start = 0.0
@@ -156,7 +173,7 @@ class Session:
             modules = folder / "modules.cpio"
             modules.write_bytes(cpio.of_files(files))
             start = qemu.Direct(hypervisor, command_line(options, files), modules)
-            memory = qemu.memory_for(options.memory, modules.stat().st_size)
+            memory = machine_memory(options, modules.stat().st_size)
         machine = qemu.Machine(start, memory, *(line.theirs for line in lines), icount=options.icount, kvm=options.kvm,
                                cpu_model=options.cpu_model, cpus=options.host_cpus)
         return Launch(*qemu.command(machine), *lines, None)
@@ -165,7 +182,7 @@ class Session:
         """The image that the machine's firmware boots, and how much memory the machine needs."""
         options = self.options
         iso = self._image(hypervisor, files, folder)
-        memory = options.memory if hypervisor is None else qemu.memory_for(options.memory, iso.stat().st_size)
+        memory = options.memory if hypervisor is None else machine_memory(options, iso.stat().st_size)
         variables = None
         if options.boot.endswith("-uefi"):
             variables = folder / "uefi-variables"
@@ -186,7 +203,7 @@ class Session:
     def _on_bochs(self, hypervisor: Path | None, files: dict, folder: Path) -> "Launch":
         options = self.options
         iso = self._image(hypervisor, files, folder)
-        memory = options.memory if hypervisor is None else qemu.memory_for(options.memory, iso.stat().st_size)
+        memory = options.memory if hypervisor is None else machine_memory(options, iso.stat().st_size)
         if memory > bochs.MEMORY_MOST:
             raise UserError(f"--cpu intel: the machine has at most {bochs.MEMORY_MOST >> 30} GiB, too little for this guest")
         lines = (Line.by_terminal(), Line.by_terminal())
@@ -236,10 +253,15 @@ class Session:
                     self._outgoing += sys.stdin.buffer.read()
             open_ends = {console_end, log_end}
             while open_ends and self._process.poll() is None or self._drain(open_ends):
+                look_again = LIFE_CHECK_SECONDS
+                if self._dialogue:
+                    look_again = self._converse(log_end)
+                    if self._dialogue.done():
+                        return Stop.EXPECTED
                 if console_end in open_ends:
                     wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
                     selector.modify(console_end, wanted, self._console)
-                left = LIFE_CHECK_SECONDS if deadline is None else min(LIFE_CHECK_SECONDS, deadline - time.monotonic())
+                left = look_again if deadline is None else min(look_again, deadline - time.monotonic())
                 if left <= 0:
                     return Stop.TIMEOUT
                 for key, events in selector.select(left):
@@ -264,6 +286,15 @@ class Session:
                     if key.data is self._console and self._printed(data):
                         return Stop.EXPECTED
         return None
+
+    def _converse(self, log_end: Line) -> float:
+        """Goes on with the dialogue; seconds until it is to be looked at again at the latest."""
+        said, ordered = self._dialogue.advance(bytes(self._console), bytes(self._log))
+        self._outgoing += said
+        if ordered:
+            log_end.write(ordered)  # a short line: it fits
+        pause = self._dialogue.pause_left()
+        return LIFE_CHECK_SECONDS if pause is None else max(pause, 0.001)
 
     def _drain(self, open_ends: set) -> bool:
         """Whether something is left to read after the machine ended."""
@@ -330,7 +361,8 @@ class Session:
         log = Journal(bytes(self._log))
         status = self._process.returncode
         ending = log.ending() or (journal.ending_of_qemu_status(status) if status is not None and status >= 0 else None)
-        outcome = Outcome(SUCCESS, "", seconds, bytes(self._console), log, ending, log.statistics(), self._arrivals)
+        outcome = Outcome(SUCCESS, "", seconds, bytes(self._console), log, ending, log.statistics(), self._arrivals,
+                          [moment - self._start for moment in self._dialogue.moments] if self._dialogue else [])
         expect = self.options.expect
         if stop is Stop.EXPECTED:
             return outcome
@@ -338,7 +370,7 @@ class Session:
             outcome.reason = "left by Ctrl-A x"
         elif stop is Stop.TIMEOUT:
             outcome.status = FAILED
-            awaited = self.options.expect_first if not self._sent else expect
+            awaited = self._dialogue.awaited() if self._dialogue else self.options.expect_first if not self._sent else expect
             what = f"{awaited!r} did not appear on the guest's console" if awaited else "the run did not end"
             outcome.reason = f"{what} within {self.options.timeout:g} s"
         elif ending is Ending.VM_STOPPED:
@@ -350,8 +382,8 @@ class Session:
         elif ending is None and not (self.options.without_hypervisor and self._machine_ended_well(said)):
             outcome.status = HYPERVISOR_FAILED
             outcome.reason = said.splitlines()[-1] if said else f"the machine reset or stopped without a word (QEMU status {status})"
-        elif not self._sent or expect is not None:
-            awaited = expect if self._sent else self.options.expect_first
+        elif not self._sent or expect is not None or self._dialogue and not self._dialogue.done():
+            awaited = self._dialogue.awaited() if self._dialogue else expect if self._sent else self.options.expect_first
             outcome.status, outcome.reason = FAILED, f"the guest ended before {awaited!r} appeared on its console"
         return outcome
 

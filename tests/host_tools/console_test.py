@@ -71,7 +71,7 @@ class EscapeKeyTest(unittest.TestCase):
         self.assertEqual(escape.filter(b"x"), (b"", True))
 
     def test_literal(self):
-        self.assertEqual(EscapeKey().filter(b"\x01a\x01\x01"), (b"\x01\x01", False))
+        self.assertEqual(EscapeKey().filter(b"\x01a\x01\x01"), (b"\x01a\x01\x01", False))
 
     def test_other_keys_pass_with_the_escape(self):
         self.assertEqual(EscapeKey().filter(b"\x01z"), (b"\x01z", False))
