@@ -70,22 +70,31 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
 
     /// Runs `handler` with the length of the instruction that made `request`: the hardware's, or else that of the
     /// instruction at RIP if it still is an `expected` one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn with_length<R: NeedsLength>(
         &mut self,
         request: R,
         expected: Exiting,
         handler: impl FnOnce(&mut Self, R, Length) -> Handled,
     ) -> Handled {
-        if let Some(length) = request.length() {
-            return handler(self, request, length);
-        }
-        let (emulator, mut context) = self.emulation();
-        match emulator.length(&mut context, expected) {
-            Ok(length) => handler(self, request, length),
-            Err(emulate::Stop::Fault(exception)) => Ok(request.refuse(exception)),
-            Err(emulate::Stop::Again) => Ok(Resume::enter()),
-            Err(emulate::Stop::Refused(reason)) => Err(Stop::Length(reason)),
-        }
+        let length = match request.length().or_else(|| self.plain_length(expected)) {
+            Some(length) => length,
+            None => {
+                let (emulator, mut context) = self.emulation();
+                match emulator.length(&mut context, expected) {
+                    Ok(length) => length,
+                    Err(emulate::Stop::Fault(exception)) => return Ok(request.refuse(exception)),
+                    Err(emulate::Stop::Again) => return Ok(Resume::enter()),
+                    Err(emulate::Stop::Refused(reason)) => return Err(Stop::Length(reason)),
+                }
+            }
+        };
+        handler(self, request, length)
+    }
+
+    /// Without a request in it, so that there is one of it for all.
+    #[inline(never)]
+    fn plain_length(&mut self, expected: Exiting) -> Option<Length> {
+        Emulator::plain_length(&self.emulation().1, expected)
     }
 }

@@ -90,6 +90,7 @@ impl<V: Vcpu, M: GuestMemory> Context for ExitContext<'_, V, M> {
         }
     }
 
+    #[inline(always)]
     fn port_read(&mut self, port: u16, width: Width) -> u32 {
         let mut data = [0; 4];
         // A width is 1, 2 or 4 here, so the slice is always there.
@@ -101,6 +102,7 @@ impl<V: Vcpu, M: GuestMemory> Context for ExitContext<'_, V, M> {
         u32::from_le_bytes(data)
     }
 
+    #[inline(always)]
     fn port_write(&mut self, port: u16, width: Width, value: u32) {
         let data = value.to_le_bytes();
         let accessed = match data.get(..width.bytes()) {

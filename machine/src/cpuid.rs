@@ -146,9 +146,22 @@ struct Row {
     answer: CpuidAnswer,
 }
 
+/// In [`CpuidTable::first`]: the leaf has no row.
+const NO_ROW: u8 = u8::MAX;
+
+/// Where [`CpuidTable::first`] has a leaf: 64 leaves from 0, 4000_0000h, 8000_0000h and C000_0000h.
+#[inline]
+const fn place(leaf: u32) -> Option<u8> {
+    const RANGE: u32 = 3 << 30;
+    const LEAF: u32 = 0x3f;
+    if leaf & !(RANGE | LEAF) == 0 { Some((leaf >> 24 | leaf & LEAF) as u8) } else { None }
+}
+
 /// The table of one vCPU, sorted by leaf and subleaf.
 pub struct CpuidTable {
     rows: Vec<Row>,
+    /// Where the rows of a leaf begin, by [`place`].
+    first: [u8; 256],
     max_basic: u32,
     max_extended: u32,
     vendor: Vendor,
@@ -181,7 +194,15 @@ impl CpuidTable {
         let max_extended = table.extended(vendor);
         let mut rows = table.rows;
         rows.sort_by_key(|row| (row.leaf, row.subleaf));
-        CpuidTable { rows, max_basic, max_extended, vendor }
+        assert!(rows.len() <= NO_ROW.into(), "CPUID has at most 255 rows");
+        let mut first = [NO_ROW; 256];
+        for (row, number) in rows.iter().zip(0..) {
+            let place = place(row.leaf);
+            assert!(place.is_some(), "CPUID has leaf {:#x}", row.leaf);
+            let first = &mut first[usize::from(place.unwrap_or(0))];
+            *first = number.min(*first);
+        }
+        CpuidTable { rows, first, max_basic, max_extended, vendor }
     }
 
     /// The processor's maker.
@@ -206,9 +227,9 @@ impl CpuidTable {
 
     #[inline]
     fn row(&self, leaf: u32, subleaf: u32) -> Option<&Row> {
-        let at = self.rows.partition_point(|row| (row.leaf, row.subleaf) < (leaf, subleaf));
-        let row = self.rows.get(at)?;
-        (row.leaf == leaf && (row.subleaf == subleaf || row.subleaf == ANY)).then_some(row)
+        let first = self.first[usize::from(place(leaf)?)];
+        let rows = self.rows.get(first.into()..)?;
+        rows.iter().take_while(|row| row.leaf == leaf).find(|row| row.subleaf == subleaf || row.subleaf == ANY)
     }
 
     /// What CPUID with EAX=`leaf`, ECX=`subleaf` returns.

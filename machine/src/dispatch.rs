@@ -16,42 +16,50 @@ use vcpu::{
 };
 
 impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
-    /// Handles one exit.
-    pub(crate) fn dispatch(&mut self, exit: Exit) -> Handled {
-        match exit {
-            Exit::PortRead(request) => self.port_read(request),
-            Exit::PortWrite(request) => self.port_write(request),
-            Exit::PortString(request) => self.port_string(request),
-            Exit::MemoryAccess(request) => self.memory_access(request),
-            Exit::Cpuid(request) => self.with_length(request, Exiting::Cpuid, Self::cpuid),
-            Exit::MsrRead(request) => self.with_length(request, Exiting::Rdmsr, Self::msr_read),
-            Exit::MsrWrite(request) => self.with_length(request, Exiting::Wrmsr, Self::msr_write),
-            Exit::Xsetbv(request) => self.with_length(request, Exiting::Xsetbv, Self::xsetbv),
-            Exit::ControlWrite(request) => self.with_length(request, Exiting::ControlWrite, Self::control_write),
-            Exit::Hlt(request) => self.with_length(request, Exiting::Hlt, Self::hlt),
-            Exit::Pause(request) => self.with_length(request, Exiting::Pause, Self::pause),
-            Exit::Invd(request) => self.with_length(request, Exiting::Invd, Self::cache_flush),
-            Exit::Wbinvd(request) => self.with_length(request, Exiting::Wbinvd, Self::cache_flush),
-            Exit::Rdpmc(request) => Ok(request.inject(Exception::general_protection(0))),
-            Exit::Rdtscp(request) => Ok(request.inject(Exception::undefined())),
-            Exit::Monitor(request) => Ok(request.inject(Exception::undefined())),
-            Exit::Mwait(request) => Ok(request.inject(Exception::undefined())),
-            Exit::Invpcid(request) => Ok(request.inject(Exception::undefined())),
-            Exit::Rsm(request) => Ok(request.inject(Exception::undefined())),
-            Exit::Hypercall(request) => self.hypercall(request),
-            Exit::NestedInstruction(request) => Ok(request.inject(Exception::undefined())),
-            Exit::Exception(request) => self.exception(request),
-            Exit::TaskSwitch(raw) => self.task_switch(raw),
-            Exit::InterruptWindow => self.look_again(),
-            Exit::NmiWindow => self.look_again(),
-            Exit::HostInterrupt => self.look_again(),
-            Exit::HostNmi => self.look_again(),
-            Exit::RunLimit => self.look_again(),
-            Exit::ApicWrite(request) => self.apic_write(request),
-            Exit::EoiInduced(request) => self.eoi_induced(request),
-            Exit::Shutdown => Err(Stop::TripleFault),
-            Exit::HostSignal(raw) => self.host_signal(raw),
-            Exit::Unsupported(raw) => Err(Stop::UnsupportedExit(raw)),
+    /// Runs the guest until its next exit, and handles that.
+    ///
+    /// The exit is taken apart where the backend wrote it: passed on to another function it would first be copied whole.
+    #[inline(always)]
+    pub(crate) fn step(&mut self) -> Handled {
+        let left = self.vcpu.run();
+        if let Ok(exit) = &left {
+            self.core.recorder.note(exit, self.vcpu.rip());
+        }
+        match left {
+            Err(failure) => Err(Stop::EntryRefused(failure)),
+            Ok(Exit::PortRead(request)) => self.port_read(request),
+            Ok(Exit::PortWrite(request)) => self.port_write(request),
+            Ok(Exit::PortString(request)) => self.port_string(request),
+            Ok(Exit::MemoryAccess(request)) => self.memory_access(request),
+            Ok(Exit::Cpuid(request)) => self.with_length(request, Exiting::Cpuid, Self::cpuid),
+            Ok(Exit::MsrRead(request)) => self.with_length(request, Exiting::Rdmsr, Self::msr_read),
+            Ok(Exit::MsrWrite(request)) => self.with_length(request, Exiting::Wrmsr, Self::msr_write),
+            Ok(Exit::Xsetbv(request)) => self.with_length(request, Exiting::Xsetbv, Self::xsetbv),
+            Ok(Exit::ControlWrite(request)) => self.with_length(request, Exiting::ControlWrite, Self::control_write),
+            Ok(Exit::Hlt(request)) => self.with_length(request, Exiting::Hlt, Self::hlt),
+            Ok(Exit::Pause(request)) => self.with_length(request, Exiting::Pause, Self::pause),
+            Ok(Exit::Invd(request)) => self.with_length(request, Exiting::Invd, Self::cache_flush),
+            Ok(Exit::Wbinvd(request)) => self.with_length(request, Exiting::Wbinvd, Self::cache_flush),
+            Ok(Exit::Rdpmc(request)) => Ok(request.inject(Exception::general_protection(0))),
+            Ok(Exit::Rdtscp(request)) => Ok(request.inject(Exception::undefined())),
+            Ok(Exit::Monitor(request)) => Ok(request.inject(Exception::undefined())),
+            Ok(Exit::Mwait(request)) => Ok(request.inject(Exception::undefined())),
+            Ok(Exit::Invpcid(request)) => Ok(request.inject(Exception::undefined())),
+            Ok(Exit::Rsm(request)) => Ok(request.inject(Exception::undefined())),
+            Ok(Exit::Hypercall(request)) => self.hypercall(request),
+            Ok(Exit::NestedInstruction(request)) => Ok(request.inject(Exception::undefined())),
+            Ok(Exit::Exception(request)) => self.exception(request),
+            Ok(Exit::TaskSwitch(raw)) => self.task_switch(raw),
+            Ok(Exit::InterruptWindow) => self.look_again(),
+            Ok(Exit::NmiWindow) => self.look_again(),
+            Ok(Exit::HostInterrupt) => self.look_again(),
+            Ok(Exit::HostNmi) => self.look_again(),
+            Ok(Exit::RunLimit) => self.look_again(),
+            Ok(Exit::ApicWrite(request)) => self.apic_write(request),
+            Ok(Exit::EoiInduced(request)) => self.eoi_induced(request),
+            Ok(Exit::Shutdown) => Err(Stop::TripleFault),
+            Ok(Exit::HostSignal(raw)) => self.host_signal(raw),
+            Ok(Exit::Unsupported(raw)) => Err(Stop::UnsupportedExit(raw)),
         }
     }
 

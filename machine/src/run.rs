@@ -20,12 +20,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
             {
                 return outcome;
             }
-            let exit = match self.vcpu.run() {
-                Ok(exit) => exit,
-                Err(failure) => return self.stop(Stop::EntryRefused(failure)),
-            };
-            self.core.recorder.note(&exit, self.vcpu.rip());
-            match self.dispatch(exit) {
+            match self.step() {
                 Ok(resume) => self.vcpu.complete(resume),
                 Err(stop) => return self.stop(stop),
             }

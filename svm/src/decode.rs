@@ -6,7 +6,7 @@
 //! entry) never comes here; a code that nobody asked for becomes [`Exit::Unsupported`].
 
 use crate::vmcb::{ControlArea, ExitCode, IoInfo, NestedFaultInfo, SaveArea, Vmcb};
-use vcpu::memory::{Gpa, Width};
+use vcpu::memory::Gpa;
 use vcpu::{
     AccessKind, Cpuid, Exception, ExceptionExit, Exit, Gpr, Gprs, Hypercall, Instruction, Length, MemoryAccess,
     MsrRead, MsrWrite, NestedInstruction, PortRead, PortString, PortWrite, RawExit, Xsetbv,
@@ -45,12 +45,10 @@ impl Facts<'_> {
         self.gprs.get(Gpr::Rdx) << 32 | self.save.rax & 0xffff_ffff
     }
 
-    /// The length from RIP to `next`, if that is the length of an instruction. Only the low halves count: the instruction
-    /// pointer of 32-bit code wraps at 4 GiB.
+    /// The length from RIP to `next`, if that is the length of an instruction.
     #[inline]
     fn length_to(self, next: u64) -> Option<Length> {
-        let bytes = (next as u32).wrapping_sub(self.save.rip as u32);
-        u8::try_from(bytes).ok().and_then(Length::new)
+        Length::between(self.save.rip, next)
     }
 
     /// The instruction's length, where the processor saves the next RIP; the field stays 0 elsewhere.
@@ -120,12 +118,7 @@ pub fn decode(vmcb: &Vmcb, gprs: &Gprs) -> Exit {
 #[inline]
 fn port(exit: Facts<'_>) -> Exit {
     let info = IoInfo::from_bits(exit.control.exit_info_1 as u32);
-    let width = match (info.byte(), info.word(), info.dword()) {
-        (true, false, false) => Width::Byte,
-        (false, true, false) => Width::Word,
-        (false, false, true) => Width::Dword,
-        _ => return exit.unsupported(),
-    };
+    let Some(width) = info.width() else { return exit.unsupported() };
     if info.string() {
         let access = if info.input() { AccessKind::Write } else { AccessKind::Read };
         return Exit::PortString(PortString { port: info.port(), width, access });
@@ -199,6 +192,7 @@ mod tests {
     use crate::region::tests::HeapFrames;
     use alloc::sync::Arc;
     use proptest::prelude::*;
+    use vcpu::memory::Width;
     use vcpu::{Answer, FrameSource, Resume};
 
     /// An exit at RIP 1000h, all registers 0.

@@ -463,7 +463,13 @@ impl SvmVcpu {
     /// The instruction at RIP is complete.
     #[inline]
     fn advance(&mut self, length: Length) {
-        self.continue_at(self.code_size().advance(self.vmcb.save.rip, length.bytes().into()));
+        let (rip, bytes) = (self.vmcb.save.rip, length.bytes());
+        // Without a carry out of the low half the next RIP is the same in code of every size.
+        let next = match (rip as u32).checked_add(bytes.into()) {
+            Some(_) => rip.wrapping_add(bytes.into()),
+            None => self.code_size().advance(rip, bytes.into()),
+        };
+        self.continue_at(next);
     }
 
     /// The instruction at RIP is complete, and `rip` follows it.
@@ -601,9 +607,7 @@ macro_rules! msr_field {
 }
 
 impl Vcpu for SvmVcpu {
-    // Not inlined, nor is `run`: an exit and its answer pass through memory, where they are read once, instead of being taken
-    // apart and put together byte by byte.
-    #[inline(never)]
+    #[inline(always)]
     fn complete(&mut self, resume: Resume) {
         match *resume.answer() {
             Answer::Enter => {}
@@ -611,7 +615,8 @@ impl Vcpu for SvmVcpu {
             Answer::PortValue(length, width, value) => {
                 let rax = &mut self.vmcb.save.rax;
                 *rax = match width {
-                    Width::Byte | Width::Word => *rax & !width.mask() | u64::from(value) & width.mask(),
+                    Width::Byte => *rax & !0xff | u64::from(value) & 0xff,
+                    Width::Word => *rax & !0xffff | u64::from(value) & 0xffff,
                     Width::Dword | Width::Qword => value.into(),
                 };
                 self.advance(length);
@@ -633,6 +638,8 @@ impl Vcpu for SvmVcpu {
         }
     }
 
+    // Not inlined: an exit passes through memory, where it is read once, instead of being taken apart and put together byte by
+    // byte.
     #[inline(never)]
     #[allow(unsafe_code)]
     fn run(&mut self) -> Result<Exit, EntryFailure> {

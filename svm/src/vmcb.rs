@@ -7,6 +7,7 @@
 
 use bitfield_struct::bitfield;
 use core::mem::offset_of;
+use vcpu::memory::Width;
 use vcpu::{Segment, SegmentAttributes};
 
 /// A whole VMCB: one page.
@@ -518,12 +519,25 @@ pub struct IoInfo {
     __: bool,
     pub string: bool,
     pub repeat: bool,
-    pub byte: bool,
-    pub word: bool,
-    pub dword: bool,
+    /// SZ8, SZ16 and SZ32, of which one is set: the bytes of an element.
+    #[bits(3)]
+    pub size: u8,
     #[bits(9)]
     __: u16,
     pub port: u16,
+}
+
+impl IoInfo {
+    /// The width of an element, if there is exactly one.
+    #[inline]
+    pub const fn width(self) -> Option<Width> {
+        match self.size() {
+            1 => Some(Width::Byte),
+            2 => Some(Width::Word),
+            4 => Some(Width::Dword),
+            _ => None,
+        }
+    }
 }
 
 /// EXITINFO1 of a nested page fault, APM 2 15.25.6 "Nested versus Guest Page Faults, Fault Ordering".
@@ -596,7 +610,7 @@ mod tests {
         assert_eq!(Intercept3::new().with_shutdown(true).into_bits(), 1 << 31);
         assert_eq!(Intercept4::new().with_xsetbv(true).into_bits(), 1 << 13);
         assert_eq!(Intercept5::new().with_tlbsync(true).into_bits(), 1 << 4);
-        assert_eq!(IoInfo::new().with_dword(true).with_port(0x3f8).into_bits(), 0x03f8_0040);
+        assert_eq!(IoInfo::new().with_size(4).with_port(0x3f8).into_bits(), 0x03f8_0040);
         assert_eq!(NestedFaultInfo::new().with_table_walk(true).into_bits(), 1 << 33);
     }
 

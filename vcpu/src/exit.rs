@@ -15,7 +15,15 @@ impl Length {
     /// A length of 1 to 15 bytes; `None` for any other number, which no instruction has.
     #[inline]
     pub const fn new(bytes: u8) -> Option<Length> {
-        if bytes >= 1 && bytes <= 15 { Some(Length(bytes)) } else { None }
+        if bytes.wrapping_sub(1) < 15 { Some(Length(bytes)) } else { None }
+    }
+
+    /// From one instruction pointer to the next, if that is the length of an instruction. Only the low halves count: the
+    /// instruction pointer of 32-bit code wraps at 4 GiB.
+    #[inline]
+    pub const fn between(rip: u64, next: u64) -> Option<Length> {
+        let bytes = (next as u32).wrapping_sub(rip as u32);
+        if bytes.wrapping_sub(1) < 15 { Some(Length(bytes as u8)) } else { None }
     }
 
     /// How many bytes.
@@ -31,6 +39,7 @@ pub struct Resume(Answer);
 
 /// The content of a [`Resume`], for backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Answer {
     /// Enter where the guest stands; an instruction that exited runs again.
     Enter,
@@ -619,6 +628,11 @@ mod tests {
         assert_eq!(Length::new(0), None);
         assert_eq!(Length::new(16), None);
         assert_eq!(Length::new(15).map(Length::bytes), Some(15));
+        assert_eq!(Length::new(255), None);
+        assert_eq!(Length::between(0x1000, 0x1000), None);
+        assert_eq!(Length::between(0xffff_ffff, 1), Length::new(2));
+        assert_eq!(Length::between(0x1000, 0x1010), None);
+        assert_eq!(Length::between(0x1000, 0xfff), None);
     }
 
     #[test]

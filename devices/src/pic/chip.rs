@@ -26,8 +26,8 @@ enum Nesting {
 pub(super) enum PortRead {
     /// A register; nothing changed.
     Register(u8),
-    /// The answer to a poll command, which is an acknowledge.
-    Poll(u8),
+    /// The answer to a poll command; [`Chip::poll`] has it.
+    Poll,
 }
 
 pub(super) struct Chip {
@@ -151,9 +151,9 @@ impl Chip {
 
     /// Reads the command or the data port.
     #[inline]
-    pub(super) fn read(&mut self, is_data: bool) -> PortRead {
+    pub(super) fn read(&self, is_data: bool) -> PortRead {
         if self.polled {
-            return PortRead::Poll(self.poll());
+            return PortRead::Poll;
         }
         PortRead::Register(match (is_data, self.reads_isr) {
             (true, _) => self.imr,
@@ -162,7 +162,8 @@ impl Chip {
         })
     }
 
-    fn poll(&mut self) -> u8 {
+    /// Answers a poll command, which is an acknowledge.
+    pub(super) fn poll(&mut self) -> u8 {
         self.polled = false;
         match self.request() {
             Some(input) => {

@@ -97,21 +97,39 @@ impl Pic {
         match offset {
             offset::MASTER..offset::SLAVE => match self.master.read(is_data) {
                 PortRead::Register(value) => value,
-                PortRead::Poll(answer) => {
-                    self.update();
-                    answer
-                }
+                PortRead::Poll => self.poll_master(),
             },
             offset::SLAVE..offset::ELCR => match self.slave.read(is_data) {
                 PortRead::Register(value) => value,
-                PortRead::Poll(answer) => {
-                    self.drop_cascade();
-                    self.update();
-                    answer
-                }
+                PortRead::Poll => self.poll_slave(),
             },
             offset::ELCR..offset::END => if is_data { &self.slave } else { &self.master }.elcr(),
             _ => 0xff,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn poll_master(&mut self) -> u8 {
+        let answer = self.master.poll();
+        self.update();
+        answer
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn poll_slave(&mut self) -> u8 {
+        let answer = self.slave.poll();
+        self.drop_cascade();
+        self.update();
+        answer
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_bytes(&mut self, offset: u64, data: &mut [u8]) {
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = self.read_byte(byte_offset(offset, index));
         }
     }
 
@@ -141,8 +159,9 @@ fn byte_offset(offset: u64, index: usize) -> u64 {
 impl Device for Pic {
     #[inline]
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        for (index, byte) in data.iter_mut().enumerate() {
-            *byte = self.read_byte(byte_offset(offset, index));
+        match data {
+            [byte] => *byte = self.read_byte(offset),
+            _ => self.read_bytes(offset, data),
         }
     }
 

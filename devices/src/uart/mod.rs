@@ -234,6 +234,27 @@ impl Uart {
         self.modem = inputs | deltas;
     }
 
+    #[inline]
+    fn read_line_status(&mut self) -> u8 {
+        let status = self.line_status();
+        if !self.line_errors.is_empty() {
+            self.show_errors();
+        }
+        status.bits()
+    }
+
+    /// The errors of the character at the top have been shown; they do not come back.
+    #[cold]
+    #[inline(never)]
+    fn show_errors(&mut self) {
+        self.line_errors -= ERRORS;
+        if let Some(top) = self.received.first_mut() {
+            top.errors = Lsr::empty();
+        }
+        self.update_line();
+    }
+
+    #[inline(never)]
     fn read_register(&mut self, register: u64) -> u8 {
         let latch = self.lcr.contains(Lcr::DLAB);
         match register {
@@ -251,18 +272,7 @@ impl Uart {
             }
             offset::LCR => self.lcr.bits(),
             offset::MCR => self.mcr.bits(),
-            offset::LSR => {
-                let status = self.line_status();
-                if !self.line_errors.is_empty() {
-                    self.line_errors -= ERRORS;
-                    // The errors of the character at the top have been shown; they do not come back.
-                    if let Some(top) = self.received.first_mut() {
-                        top.errors = Lsr::empty();
-                    }
-                    self.update_line();
-                }
-                status.bits()
-            }
+            offset::LSR => self.read_line_status(),
             offset::MSR => {
                 let status = self.modem;
                 if status.intersects(DELTAS) {
@@ -294,7 +304,13 @@ impl Uart {
 }
 
 impl Device for Uart {
+    #[inline]
     fn read(&mut self, offset: u64, data: &mut [u8]) {
+        // What a driver reads before each byte.
+        if let ([byte], offset::LSR) = (&mut *data, offset) {
+            *byte = self.read_line_status();
+            return;
+        }
         for (index, byte) in data.iter_mut().enumerate() {
             *byte = self.read_register(offset.wrapping_add(index as u64));
         }

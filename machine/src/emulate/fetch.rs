@@ -131,16 +131,7 @@ fn start<C: Context>(context: &C, code_size: CodeSize, rip: u64) -> Result<(u64,
 pub(super) fn fetch_plain<C: Context>(context: &C) -> Option<Fetched> {
     let cpu = context.cpu();
     let (code_size, rip) = (cpu.code_size(), cpu.rip());
-    let linear = if code_size == CodeSize::Bits64 {
-        rip
-    } else {
-        let code = cpu.segment(SegmentName::Cs);
-        if rip.wrapping_add(LONGEST.into()) > code.limit.into() {
-            return None;
-        }
-        code.base.wrapping_add(rip) & 0xffff_ffff
-    };
-    let gpa = translate_plain(context, linear, AccessKind::Fetch, Privilege::of(cpu.cpl()))?;
+    let gpa = plain_start(context, code_size, rip)?;
     let skip = gpa.0 % 8;
     let aligned = gpa.0 - skip;
     if aligned % PAGE_SIZE > PAGE_SIZE - 16 {
@@ -150,6 +141,40 @@ pub(super) fn fetch_plain<C: Context>(context: &C) -> Option<Fetched> {
     let second = context.memory().load(Gpa(aligned.wrapping_add(8)), Width::Qword).ok()?;
     let word = (u128::from(first) | u128::from(second) << 64) >> (skip * 8);
     Some(Fetched { word, count: (16 - skip as u8).min(LONGEST), code_size, rip })
+}
+
+/// The first four bytes at RIP, first one lowest, in the plain cases: in RAM, in one page, away from the end of the
+/// segment. They need not all be of one instruction.
+#[inline(always)]
+pub(super) fn first_bytes<C: Context>(context: &C) -> Option<u32> {
+    let cpu = context.cpu();
+    let gpa = plain_start(context, cpu.code_size(), cpu.rip())?;
+    let skip = gpa.0 % 8;
+    let word = context.memory().load(Gpa(gpa.0 - skip), Width::Qword).ok()?;
+    if skip <= 4 {
+        return Some((word >> (skip * 8)) as u32);
+    }
+    if gpa.page_offset() > PAGE_SIZE - 8 {
+        return None;
+    }
+    let next = context.memory().load(Gpa((gpa.0 - skip).wrapping_add(8)), Width::Qword).ok()?;
+    Some((word >> (skip * 8) | next << (64 - skip * 8)) as u32)
+}
+
+/// Where the bytes at RIP are, if the code segment and the page tables let 15 of them be fetched without further question.
+#[inline(always)]
+fn plain_start<C: Context>(context: &C, code_size: CodeSize, rip: u64) -> Option<Gpa> {
+    let cpu = context.cpu();
+    let linear = if code_size == CodeSize::Bits64 {
+        rip
+    } else {
+        let code = cpu.segment(SegmentName::Cs);
+        if rip.wrapping_add(LONGEST.into()) > code.limit.into() {
+            return None;
+        }
+        code.base.wrapping_add(rip) & 0xffff_ffff
+    };
+    translate_plain(context, linear, AccessKind::Fetch, Privilege::of(cpu.cpl()))
 }
 
 /// Reads the bytes at RIP, up to 15, as far as the first page and the code segment reach.

@@ -105,26 +105,22 @@ impl Exiting {
 }
 
 impl Emulator {
+    /// The length of the instruction at RIP, which the exit said to be `expected`, where its usual encoding is there and easy
+    /// to fetch. `None` leaves the rest to [`Emulator::length`].
+    #[inline(always)]
+    pub fn plain_length<C: Context>(context: &C, expected: Exiting) -> Option<Length> {
+        let (encoding, bytes) = expected.encoding();
+        let ones = u32::MAX >> (32 - 8 * u32::from(bytes)).min(31);
+        if fetch::first_bytes(context)? & ones == encoding { Length::new(bytes) } else { None }
+    }
+
     /// The length of the instruction at RIP, which the exit said to be `expected`.
     ///
     /// # Errors
     /// [`Stop::Again`] if another instruction is there by now; what a fetch can raise.
-    #[inline]
-    pub fn length<C: Context>(&mut self, context: &mut C, expected: Exiting) -> Result<Length, Stop> {
-        let (encoding, bytes) = expected.encoding();
-        if let (Some(fetched), Some(length)) = (fetch::fetch_plain(context), Length::new(bytes)) {
-            // A plain fetch has 9 bytes at least.
-            let ones = u32::MAX >> (32 - 8 * u32::from(bytes)).min(31);
-            if fetched.word() as u32 & ones == encoding {
-                return Ok(length);
-            }
-        }
-        self.decoded_length(context, expected)
-    }
-
     #[cold]
     #[inline(never)]
-    fn decoded_length<C: Context>(&mut self, context: &mut C, expected: Exiting) -> Result<Length, Stop> {
+    pub fn length<C: Context>(&mut self, context: &mut C, expected: Exiting) -> Result<Length, Stop> {
         let mut fetched = fetch::fetch(context)?;
         let decoded = self.cache.decode(context, &mut fetched)?;
         if decoded.operation == Operation::Exiting(expected) { Ok(decoded.length) } else { Err(Stop::Again) }

@@ -66,8 +66,8 @@ fn pae_tables_translate_and_check_reserved_bits() {
     assert_eq!(read(&bench, 0x5000), fault(PRESENT | RESERVED, 0x5000), "NX is reserved without EFER.NXE");
     bench.poke64(TABLES + 0x8000 + 6 * 8, 0x6000 | 1 << 52 | 0x67);
     assert_eq!(read(&bench, 0x6000), fault(PRESENT | RESERVED, 0x6000), "bits 62:52 are reserved in PAE");
-    bench.poke64(TABLES + 0x20, (TABLES + 0x1000) | 1 | 1 << 5);
-    assert_eq!(read(&bench, 0x7000), fault(PRESENT | RESERVED, 0x7000), "a directory pointer has no accessed flag");
+    bench.poke64(TABLES + 0x20, (TABLES + 0x1000) | 1 | 1 << 6);
+    assert_eq!(read(&bench, 0x7000), fault(PRESENT | RESERVED, 0x7000), "a directory pointer has no dirty flag");
 }
 
 #[test]
