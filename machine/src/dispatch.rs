@@ -54,7 +54,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
             Ok(Exit::NmiWindow) => self.look_again(),
             Ok(Exit::HostInterrupt) => self.look_again(),
             Ok(Exit::HostNmi) => self.look_again(),
-            Ok(Exit::RunLimit) => self.look_again(),
+            Ok(Exit::RunLimit) => self.run_limit(),
             Ok(Exit::ApicWrite(request)) => self.apic_write(request),
             Ok(Exit::EoiInduced(request)) => self.eoi_induced(request),
             Ok(Exit::Shutdown) => Err(Stop::TripleFault),
@@ -112,6 +112,12 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
     fn look_again(&mut self) -> Handled {
         self.core.attention = true;
         Ok(Resume::enter())
+    }
+
+    /// The bound has passed, and the next run needs a new one.
+    fn run_limit(&mut self) -> Handled {
+        self.core.armed = None;
+        self.look_again()
     }
 
     fn apic_write(&mut self, request: ApicWrite) -> Handled {

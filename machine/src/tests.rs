@@ -29,6 +29,8 @@ struct Host {
     now: AtomicU64,
     alarm: Mutex<Option<Nanos>>,
     wants_cpu: AtomicBool,
+    /// How often a limit was asked for.
+    limits: AtomicU64,
     output: Mutex<Vec<u8>>,
     input: Mutex<VecDeque<u8>>,
 }
@@ -44,6 +46,7 @@ impl VcpuHost for Host {
     }
     fn set_alarm(&self, until: Option<Nanos>) -> Option<u64> {
         *self.alarm.lock() = until;
+        self.limits.fetch_add(1, Ordering::SeqCst);
         until.map(|at| at.0)
     }
     fn should_yield(&self) -> bool {
@@ -454,6 +457,18 @@ fn host_exits_only_look_again() {
     {
         assert_eq!(bench.answer(exit), Answer::Enter);
     }
+}
+
+#[test]
+fn each_run_has_a_new_limit() {
+    let mut bench = Bench::new();
+    bench.processor.vcpu.exits = [Ok(Exit::HostInterrupt), Ok(Exit::HostInterrupt), Ok(Exit::Shutdown)].into();
+    bench.processor.run();
+    assert_eq!(bench.host.limits.load(Ordering::SeqCst), 1, "nothing new to wait for");
+    bench.processor.vcpu.exits = [Ok(Exit::RunLimit), Ok(Exit::RunLimit), Ok(Exit::Shutdown)].into();
+    bench.machine.power().clear();
+    bench.processor.run();
+    assert_eq!(bench.host.limits.load(Ordering::SeqCst), 4, "one for the run, one after each that has passed");
 }
 
 #[test]

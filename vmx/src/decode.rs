@@ -113,10 +113,14 @@ const NEEDS: [Needs; REASONS] = {
         Reason::START_UP_IPI,
         Reason::IO_SMI,
         Reason::OTHER_SMI,
+    ];
+    let windows = [
+        Reason::EXTERNAL_INTERRUPT,
+        Reason::INTERRUPT_WINDOW,
+        Reason::NMI_WINDOW,
+        Reason::TPR_BELOW_THRESHOLD,
         Reason::PREEMPTION_TIMER,
     ];
-    let windows =
-        [Reason::EXTERNAL_INTERRUPT, Reason::INTERRUPT_WINDOW, Reason::NMI_WINDOW, Reason::TPR_BELOW_THRESHOLD];
     let instructions = [
         Reason::CPUID,
         Reason::HLT,
@@ -710,7 +714,7 @@ mod tests {
     #[test]
     fn hot_reasons_need_no_more_than_they_use() {
         assert_eq!(Reason::CPUID.needs(), Needs::LENGTH);
-        assert_eq!(Reason::PREEMPTION_TIMER.needs(), Needs::empty());
+        assert_eq!(Reason::PREEMPTION_TIMER.needs(), Needs::ATTENTION);
         assert_eq!(Reason(99).needs(), Needs::REPORT);
         assert_eq!(Reason::IO.needs(), Needs::LENGTH | Needs::QUALIFICATION);
         assert!(!Reason::EPT_VIOLATION.needs().contains(Needs::LENGTH));

@@ -504,7 +504,8 @@ impl VmxVcpu {
         }
         let exit = decode(&gathered, &self.context.gprs);
         match exit {
-            Exit::HostInterrupt => instr::take_interrupts(),
+            // Bochs gives no exit for an interrupt where the guest was entered with its own off: what came waits until now.
+            Exit::HostInterrupt | Exit::RunLimit => instr::take_interrupts(),
             Exit::HostNmi => instr::deliver_nmi(),
             Exit::HostSignal(_) => instr::deliver_machine_check(),
             Exit::InterruptWindow => self.request_interrupt_window(None),
