@@ -107,13 +107,7 @@ const fn fill(needs: &mut [Needs; REASONS], reasons: &[Reason], with: Needs) {
 /// What each reason needs.
 const NEEDS: [Needs; REASONS] = {
     let mut needs = [Needs::REPORT; REASONS];
-    let nothing = [
-        Reason::TRIPLE_FAULT,
-        Reason::INIT,
-        Reason::START_UP_IPI,
-        Reason::IO_SMI,
-        Reason::OTHER_SMI,
-    ];
+    let nothing = [Reason::TRIPLE_FAULT, Reason::INIT, Reason::START_UP_IPI, Reason::IO_SMI, Reason::OTHER_SMI];
     let windows = [
         Reason::EXTERNAL_INTERRUPT,
         Reason::INTERRUPT_WINDOW,
