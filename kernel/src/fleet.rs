@@ -277,7 +277,7 @@ impl Fleet {
             }
             End::Stopped(report) => {
                 log::error!("{name}: the guest was stopped: {}", report.reason);
-                journal::print(format_args!("REPORT BEGIN {name}\n{report}REPORT END\nREPORT JSON {}\n", report.json()));
+                journal::print(format_args!("REPORT BEGIN {name}\n{report}REPORT END\nREPORT JSON {}\n", report.json(name)));
                 worsen(&self.outcome, Outcome::Stopped);
                 Last::Stopped(report)
             }

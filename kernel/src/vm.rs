@@ -202,7 +202,7 @@ impl<B: Backend> Task for VcpuTask<B> {
                 PowerEvent::DebugExit(value) => Some(End::DebugExit(value)),
             }),
             Outcome::Stopped(stop) => {
-                let report = Report::new(&stop, &mut self.processor);
+                let report = Report::new(&stop, &self.processor);
                 self.park(Some(End::Stopped(Box::new(report))))
             }
         }
@@ -257,8 +257,11 @@ impl<B: Backend> VcpuTask<B> {
         Poll::Yield
     }
 
-    /// The last one leaves the machine's ending.
+    /// Each one adds what it knows to a report; the last one leaves the machine's ending.
     fn finish(&self, gate: &mut Gate) -> Poll {
+        if let Some(End::Stopped(report)) = &mut gate.end {
+            report.add(&self.processor);
+        }
         gate.finished += 1;
         if gate.finished == self.shared.plan.vcpus
             && let Some(end) = gate.end.take()

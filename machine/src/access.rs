@@ -5,8 +5,30 @@ use crate::emulate::{self, Context, Emulator, Exiting, Outcome};
 use crate::processor::Processor;
 use crate::run::Handled;
 use crate::stop::Stop;
-use memory::GuestMemory;
-use vcpu::{AccessKind, Length, MemoryAccess, NeedsLength, PortRead, PortString, PortWrite, Resume, Vcpu};
+use memory::{Gpa, GuestMemory};
+use vcpu::{
+    AccessKind, ExitKind, Gpr, Length, MemoryAccess, NeedsLength, PortRead, PortString, PortWrite, Resume, Vcpu,
+};
+
+/// How often in a row an instruction is tried again that gets nowhere, before its machine is stopped.
+const MOST_RETRIES: u32 = 64;
+
+/// The instruction that is tried again and again, because what it needs changes under it or the exit was not its own.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Retries {
+    rip: u64,
+    /// The count of a repeated string instruction: it changes when that gets on.
+    rcx: u64,
+    gpa: Option<Gpa>,
+    /// How many exits of the guest's own doing there had been.
+    exits: u64,
+    /// Attempts in a row.
+    count: u32,
+}
+
+/// Kinds of exits that interrupt whatever the guest does and complete nothing.
+const INTERRUPTIONS: [ExitKind; 5] =
+    [ExitKind::InterruptWindow, ExitKind::NmiWindow, ExitKind::HostInterrupt, ExitKind::HostNmi, ExitKind::RunLimit];
 
 impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
     /// The emulator, and what it works on.
@@ -24,11 +46,6 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         (&mut core.emulator, context)
     }
 
-    /// The bytes at RIP and how many there are, for a report.
-    pub(crate) fn current_instruction(&mut self) -> ([u8; 15], u8) {
-        Emulator::current_bytes(&self.emulation().1)
-    }
-
     pub(crate) fn port_read(&mut self, request: PortRead) -> Handled {
         let value = self.emulation().1.port_read(request.port, request.width);
         Ok(request.complete(value))
@@ -44,7 +61,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         match emulator.port_string(&mut context, &request) {
             Outcome::Complete(length) => Ok(request.complete(length)),
             // A string instruction has no target; what runs again decides anew.
-            Outcome::Again | Outcome::Jump(_) => Ok(request.retry()),
+            Outcome::Again | Outcome::Jump(_) => self.again(None).map(|()| request.retry()),
             Outcome::Fault(exception) => Ok(request.inject(exception)),
             Outcome::Unsupported(unsupported) => Err(Stop::Instruction { unsupported, gpa: None }),
         }
@@ -61,11 +78,29 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         let (emulator, mut context) = self.emulation();
         match emulator.access(&mut context, &request) {
             Outcome::Complete(length) => Ok(request.complete(length)),
-            Outcome::Again => Ok(request.retry()),
+            Outcome::Again => self.again(Some(gpa)).map(|()| request.retry()),
             Outcome::Jump(target) => Ok(request.jump(target)),
             Outcome::Fault(exception) => Ok(request.inject(exception)),
             Outcome::Unsupported(unsupported) => Err(Stop::Instruction { unsupported, gpa: Some(gpa) }),
         }
+    }
+
+    /// The instruction at RIP, which exited for an access to `gpa`, has to run again.
+    ///
+    /// # Errors
+    /// It did so too often, with nothing else completed in between.
+    #[cold]
+    #[inline(never)]
+    fn again(&mut self, gpa: Option<Gpa>) -> Result<(), Stop> {
+        let core = &mut self.core;
+        let interruptions = INTERRUPTIONS.iter().map(|kind| core.recorder.count(*kind)).fold(0, u64::wrapping_add);
+        let exits = core.recorder.total().wrapping_sub(interruptions);
+        let (rip, rcx) = (self.vcpu.rip(), self.vcpu.gpr(Gpr::Rcx));
+        let last = core.retries;
+        let goes_on = (last.rip, last.rcx, last.gpa) == (rip, rcx, gpa) && exits == last.exits.wrapping_add(1);
+        let count = if goes_on { last.count.saturating_add(1) } else { 1 };
+        core.retries = Retries { rip, rcx, gpa, exits, count };
+        if count > MOST_RETRIES { Err(Stop::NoProgress { gpa }) } else { Ok(()) }
     }
 
     /// Runs `handler` with the length of the instruction that made `request`: the hardware's, or else that of the
@@ -84,7 +119,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
                 match emulator.length(&mut context, expected) {
                     Ok(length) => length,
                     Err(emulate::Stop::Fault(exception)) => return Ok(request.refuse(exception)),
-                    Err(emulate::Stop::Again) => return Ok(Resume::enter()),
+                    Err(emulate::Stop::Again) => return self.again(None).map(|()| Resume::enter()),
                     Err(emulate::Stop::Refused(reason)) => return Err(Stop::Length(reason)),
                 }
             }

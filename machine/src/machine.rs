@@ -3,6 +3,7 @@
 //! Key types: [`Machine`], [`MachineConfig`] and [`HostFacts`] (what it is made from), [`Services`] (the host's ends of its
 //! wires). [`crate::pc`] builds it.
 
+use crate::access::Retries;
 use crate::control::ControlPolicy;
 use crate::cpuid::{Allowed, CpuidTable, Topology};
 use crate::emulate::{Emulator, PagingLimits};
@@ -174,6 +175,7 @@ impl<M: GuestMemory> Machine<M> {
                 virtual_processor: VirtualProcessor::new(number),
                 recorder: Recorder::default(),
                 emulator: Emulator::new(),
+                retries: Retries::default(),
                 activity: Activity::WaitForStartUp,
                 host,
                 nmis: 0,

@@ -5,6 +5,7 @@
 //! in [`crate::dispatch`], what is pending is delivered in [`crate::attend`].
 
 use crate::Machine;
+use crate::access::Retries;
 use crate::cpuid::{CpuidTable, Dynamic};
 use crate::emulate::Emulator;
 use crate::hyperv::VirtualProcessor;
@@ -78,6 +79,8 @@ pub struct Core<M: GuestMemory> {
     pub recorder: Recorder,
     /// Decoded instructions.
     pub emulator: Emulator,
+    /// The instruction that gets nowhere.
+    pub(crate) retries: Retries,
     pub(crate) activity: Activity,
     pub(crate) host: Arc<dyn VcpuHost>,
     /// NMIs that wait, at most two: one latched while one is handled.

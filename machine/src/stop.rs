@@ -25,6 +25,11 @@ pub enum Stop {
     },
     /// The length of the instruction that exited cannot be found.
     Length(Reason),
+    /// An instruction is tried again and again and gets nowhere.
+    NoProgress {
+        /// The device address that the exits are about, if they are about one.
+        gpa: Option<Gpa>,
+    },
     /// The guest executes code where there is no memory.
     FetchOutsideMemory(Gpa),
     /// A second-level fault on memory that is mapped: the backend and the machine disagree.
@@ -47,6 +52,14 @@ impl fmt::Display for Stop {
                 write!(f, "an instruction cannot be emulated: {}", unsupported.reason)
             }
             Stop::Length(reason) => write!(f, "the length of an instruction cannot be found: {reason}"),
+            Stop::NoProgress { gpa: Some(gpa) } => write!(
+                f,
+                "an instruction gets nowhere: accesses to {gpa}, where there is no memory, exit over and over, and either what \
+                 it needs keeps changing or it is not the instruction that makes them but the delivery of an event"
+            ),
+            Stop::NoProgress { gpa: None } => f.write_str(
+                "an instruction gets nowhere: it exits over and over, and what is in memory at RIP is another one",
+            ),
             Stop::FetchOutsideMemory(gpa) => write!(f, "instruction fetch at {gpa}, where there is no memory"),
             Stop::UnexpectedFault(gpa) => write!(f, "second-level fault at {gpa}, which is mapped"),
         }

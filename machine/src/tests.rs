@@ -6,6 +6,7 @@ use crate::pc::Seat;
 use crate::processor::{Outcome, Processor, VcpuHost};
 use crate::stop::Stop;
 use alloc::collections::VecDeque;
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -226,12 +227,78 @@ fn an_mmio_instruction_that_cannot_be_emulated_stops_the_machine() {
     bench.processor.vcpu.exits = [Ok(Exit::MemoryAccess(access))].into();
     match bench.processor.run() {
         Outcome::Stopped(stop @ Stop::Instruction { .. }) => {
-            let report = crate::report::Report::new(&stop, &mut bench.processor);
-            assert!(report.instruction.contains("fxsave"), "{report}");
-            assert!(report.json().contains("\"kind\":\"memory_access\""));
+            let report = crate::report::Report::new(&stop, &bench.processor);
+            assert!(report.processors[0].instruction.contains("fxsave"), "{report}");
+            assert_eq!(report.processors[0].bytes.len(), 7);
+            assert!(report.to_string().contains("last exit: memory_access"), "{report}");
+            let json = report.json("a\"b");
+            assert!(json.starts_with("{\"machine\":\"a\\\"b\",\"reason\":"), "{json}");
+            let exit = "{\"kind\":\"memory_access\",\"rip\":\"0x1000\",\"gpa\":\"0xfed00000\",\"access\":\"write\"}";
+            assert!(json.contains(exit), "{json}");
+            assert!(json.contains("\"paging\":{\"mode\":\"none\","), "{json}");
         }
         other => panic!("unexpected {other:?}"),
     }
+}
+
+#[test]
+fn a_refused_entry_is_reported_with_the_violated_check() {
+    let mut bench = Bench::new();
+    let raw = RawExit { code: u64::MAX, info1: 1, info2: 2 };
+    bench.processor.vcpu.exits = [Err(EntryFailure { raw, violated: Some("CR0.NW is set with CR0.CD clear") })].into();
+    let Outcome::Stopped(stop) = bench.processor.run() else { panic!("it was refused") };
+    let report = crate::report::Report::new(&stop, &bench.processor);
+    assert!(report.to_string().contains("violated check: CR0.NW is set with CR0.CD clear\n"), "{report}");
+    let json = report.json("vm");
+    let raw = "\"raw\":{\"code\":\"0xffffffffffffffff\",\"info1\":\"0x1\",\"info2\":\"0x2\"}";
+    assert!(json.contains("\"violated\":\"CR0.NW is set with CR0.CD clear\"") && json.contains(raw), "{json}");
+}
+
+/// An access to a device, made by an instruction that makes none: the delivery of an event through tables in a device.
+fn access_of_nobody() -> Exit {
+    Exit::MemoryAccess(MemoryAccess {
+        gpa: Gpa(0xfed0_0000),
+        kind: AccessKind::Read,
+        in_page_walk: false,
+        bytes: ([0; 15], 0),
+    })
+}
+
+#[test]
+fn an_access_that_gets_nowhere_stops_the_machine() {
+    let mut bench = Bench::new();
+    bench.code(&[0x90; 4]);
+    let interrupted = |number| if number % 3 == 0 { Exit::HostInterrupt } else { access_of_nobody() };
+    bench.processor.vcpu.exits = (0..200).map(interrupted).map(Ok).collect();
+    match bench.processor.run() {
+        Outcome::Stopped(stop @ Stop::NoProgress { gpa: Some(Gpa(0xfed0_0000)) }) => {
+            assert_eq!(bench.processor.core.recorder.count(vcpu::ExitKind::MemoryAccess), 65, "{stop}");
+        }
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+#[test]
+fn what_completes_something_in_between_goes_on() {
+    let mut bench = Bench::new();
+    bench.code(&[0x90; 64]);
+    let exits = (1..1000).map(|number| match number % 60 {
+        0 => Exit::PortWrite(PortWrite::new(0x80, Width::Byte, 0, length(1))),
+        _ => access_of_nobody(),
+    });
+    assert_eq!(bench.play(exits).len(), 999);
+}
+
+#[test]
+fn a_long_string_instruction_goes_on() {
+    let mut bench = Bench::new();
+    bench.code(&[0xf3, 0xaa]); // rep stosb
+    for (register, value) in [(Gpr::Rcx, 100_000), (Gpr::Rdi, 0xfed1_0000)] {
+        bench.processor.vcpu.set_gpr(register, value);
+    }
+    let answers = bench.play((0..98).map(|_| access_of_nobody()));
+    assert_eq!(answers.last(), Some(&Answer::Advance(length(2))));
+    assert_eq!(bench.processor.vcpu.gpr(Gpr::Rcx), 0);
 }
 
 #[test]

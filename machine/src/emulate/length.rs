@@ -125,9 +125,4 @@ impl Emulator {
         let decoded = self.cache.decode(context, &mut fetched)?;
         if decoded.operation == Operation::Exiting(expected) { Ok(decoded.length) } else { Err(Stop::Again) }
     }
-
-    /// The bytes at RIP for a report, and how many there are; none where they cannot be fetched.
-    pub fn current_bytes<C: Context>(context: &C) -> ([u8; 15], u8) {
-        fetch::fetch(context).map_or(([0; 15], 0), |fetched| fetched.copy())
-    }
 }

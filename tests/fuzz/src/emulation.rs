@@ -28,6 +28,13 @@ impl Bench {
         self.count();
     }
 
+    /// The bytes from [`CODE`] on.
+    fn code(&self) -> ([u8; 15], u8) {
+        let mut bytes = [0; 15];
+        assert_eq!(self.ram.read(Gpa(CODE), &mut bytes), Ok(()));
+        (bytes, 15)
+    }
+
     fn count(&mut self) {
         self.accesses += 1;
         assert!(self.accesses <= MOST_ACCESSES, "one call accessed devices {MOST_ACCESSES} times");
@@ -138,7 +145,7 @@ fn run(emulator: &mut Emulator, bench: &mut Bench, how: u8, gpa: Gpa) -> Outcome
         _ if bench.ram.is_ram(gpa, 1) => emulator.instruction(bench),
         _ => {
             // What the processor hands over where it has decode assists: the bytes that are in memory.
-            let bytes = if how & 7 == 5 { Emulator::current_bytes(bench) } else { ([0; 15], 0) };
+            let bytes = if how & 7 == 5 { bench.code() } else { ([0; 15], 0) };
             emulator.access(bench, &MemoryAccess { gpa, kind, in_page_walk: how & 7 == 6, bytes })
         }
     }
