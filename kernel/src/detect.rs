@@ -6,6 +6,7 @@ use crate::cpu;
 use core::fmt;
 use log::info;
 use raw_cpuid::{CpuId, CpuIdReaderNative};
+use vcpu::Speculation;
 
 /// The one backend that this host uses, with what its hardware has.
 #[derive(Clone, Debug)]
@@ -67,13 +68,21 @@ pub fn report(found: &Virtualization) {
             info!("AMD-V, used: {}", List(|| capability.used()));
             info!("AMD-V, there but not used: {}", List(|| capability.unused()));
             info!("AMD-V, missing and done without: {}", List(|| capability.missing()));
+            report_speculation(&capability.speculation);
         }
         Virtualization::Vmx(capability) => {
             info!("VT-x, used: {}", List(|| capability.used()));
             info!("VT-x, there but not used: {}", List(|| capability.unused()));
             info!("VT-x, missing and done without: {}", List(|| capability.missing()));
+            report_speculation(&capability.speculation);
         }
     }
+}
+
+/// Logs what is done against leaks by speculation, and what stays open.
+fn report_speculation(speculation: &Speculation) {
+    info!("speculation, defences: {}", List(|| speculation.defences.names()));
+    info!("speculation, open: {}", List(|| speculation.exposures.names()));
 }
 
 fn read_msr(number: u32) -> u64 {

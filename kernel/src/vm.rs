@@ -526,6 +526,7 @@ fn allowed<B: Backend>(backend: &B) -> Allowed {
     Allowed {
         rdtscp: features.rdtscp,
         invpcid: features.invpcid,
+        speculation: features.speculation,
         invariant_tsc: host_cpuid(0x8000_0007, 0).edx & INVARIANT_TSC != 0 || host_cpuid(1, 0).ecx & HYPERVISOR != 0,
     }
 }

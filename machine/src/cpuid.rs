@@ -7,7 +7,8 @@
 //! Neighbours: [`crate::hyperv`] gives leaves 4000_0000h and up. Not here: MSRs, which [`crate::msr`] keeps in step.
 
 use alloc::vec::Vec;
-use vcpu::{CpuidAnswer, cr4};
+use vcpu::speculation::spec_ctrl;
+use vcpu::{CpuidAnswer, GuestSpeculation, cr4};
 
 /// A subleaf number that stands for "every subleaf".
 const ANY: u32 = u32::MAX;
@@ -71,8 +72,16 @@ mod mask {
     pub const LEAF7_ECX: u32 = 1 << 2 | 1 << 9 | 1 << 10 | 1 << 22;
     /// RDPID.
     pub const RDPID: u32 = 1 << 22;
-    /// Leaf 7 EDX: FSRM.
-    pub const LEAF7_EDX: u32 = 1 << 4;
+    /// Leaf 7 EDX: FSRM, MD_CLEAR.
+    pub const LEAF7_EDX: u32 = 1 << 4 | 1 << 10;
+    /// Leaf 7 EDX: IBRS and IBPB.
+    pub const IBRS_IBPB: u32 = 1 << 26;
+    /// Leaf 7 EDX: STIBP.
+    pub const STIBP: u32 = 1 << 27;
+    /// Leaf 7 EDX: IA32_ARCH_CAPABILITIES.
+    pub const ARCH_CAPABILITIES: u32 = 1 << 29;
+    /// Leaf 7 EDX: SSBD.
+    pub const SSBD: u32 = 1 << 31;
     /// Leaf Dh subleaf 1 EAX: XSAVEOPT, XSAVEC, XGETBV with ECX=1.
     pub const XSAVE_EXTENSIONS: u32 = 1 << 0 | 1 << 1 | 1 << 2;
     /// Leaf 8000_0001h ECX: LAHF, AltMovCr8, ABM, SSE4A, MisAlignSse, 3DNowPrefetch.
@@ -83,8 +92,18 @@ mod mask {
     pub const EXTENDED1_EDX_COPY: u32 = 0x0183_f3ff;
     /// RDTSCP in 8000_0001h EDX.
     pub const RDTSCP: u32 = 1 << 27;
-    /// Leaf 8000_0008h EBX: CLZERO.
-    pub const EXTENDED8_EBX: u32 = 1 << 0;
+    /// Leaf 8000_0008h EBX: CLZERO, SSBD not required, no branch type confusion, IBPB clears return predictions.
+    pub const EXTENDED8_EBX: u32 = 1 << 0 | 1 << 26 | 1 << 29 | 1 << 30;
+    /// Leaf 8000_0008h EBX: IBPB.
+    pub const AMD_IBPB: u32 = 1 << 12;
+    /// Leaf 8000_0008h EBX: IBRS, always on, preferred, for the same mode.
+    pub const AMD_IBRS: u32 = 1 << 14 | 1 << 16 | 1 << 18 | 1 << 19;
+    /// Leaf 8000_0008h EBX: STIBP, always on.
+    pub const AMD_STIBP: u32 = 1 << 15 | 1 << 17;
+    /// Leaf 8000_0008h EBX: SSBD.
+    pub const AMD_SSBD: u32 = 1 << 24;
+    /// Leaf 8000_0008h EBX: PSFD.
+    pub const AMD_PSFD: u32 = 1 << 28;
     /// Leaf 8000_0007h EDX: invariant TSC.
     pub const INVARIANT_TSC: u32 = 1 << 8;
 }
@@ -110,6 +129,8 @@ pub struct Allowed {
     pub invpcid: bool,
     /// The TSC runs at one rate always, so that a guest may be told so.
     pub invariant_tsc: bool,
+    /// What guests have against leaks by speculation. Bits that need more are hidden.
+    pub speculation: GuestSpeculation,
 }
 
 /// Where one vCPU stands in the topology: one package, one thread a core.
@@ -165,6 +186,7 @@ pub struct CpuidTable {
     max_basic: u32,
     max_extended: u32,
     vendor: Vendor,
+    speculation: GuestSpeculation,
 }
 
 impl CpuidTable {
@@ -184,7 +206,7 @@ impl CpuidTable {
             table.intel_caches();
         }
         table.features();
-        table.leaf_7();
+        table.leaf_7(vendor);
         table.add(6, ANY, CpuidAnswer { eax: mask::ARAT, ..CpuidAnswer::default() });
         table.topology_leaf(0xb);
         table.xsave();
@@ -202,12 +224,17 @@ impl CpuidTable {
             let first = &mut first[usize::from(place.unwrap_or(0))];
             *first = number.min(*first);
         }
-        CpuidTable { rows, first, max_basic, max_extended, vendor }
+        CpuidTable { rows, first, max_basic, max_extended, vendor, speculation: allowed.speculation }
     }
 
     /// The processor's maker.
     pub fn vendor(&self) -> Vendor {
         self.vendor
+    }
+
+    /// What the guest has against leaks by speculation; as advertised.
+    pub fn speculation(&self) -> GuestSpeculation {
+        self.speculation
     }
 
     /// The processor signature, leaf 1 EAX.
@@ -334,7 +361,7 @@ impl Builder<'_> {
         }
     }
 
-    fn leaf_7(&mut self) {
+    fn leaf_7(&mut self, vendor: Vendor) {
         let host = (self.host)(7, 0);
         let mut ebx = host.ebx & mask::LEAF7_EBX | mask::TSC_ADJUST;
         if !self.allowed.invpcid {
@@ -344,7 +371,36 @@ impl Builder<'_> {
         if !self.allowed.rdtscp {
             ecx &= !mask::RDPID;
         }
-        self.add(7, 0, CpuidAnswer { eax: 0, ebx, ecx, edx: host.edx & mask::LEAF7_EDX });
+        let mut edx = host.edx & mask::LEAF7_EDX;
+        if vendor == Vendor::Intel {
+            edx |= host.edx & self.intel_speculation();
+        }
+        self.add(7, 0, CpuidAnswer { eax: 0, ebx, ecx, edx });
+    }
+
+    /// The bits of leaf 7 EDX whose registers the guest has.
+    fn intel_speculation(&self) -> u32 {
+        let guest = self.allowed.speculation;
+        let switched = |bit: u64| guest.spec_ctrl & bit != 0;
+        chosen([
+            (switched(spec_ctrl::IBRS) && guest.barrier, mask::IBRS_IBPB),
+            (switched(spec_ctrl::STIBP), mask::STIBP),
+            (switched(spec_ctrl::SSBD), mask::SSBD),
+            (guest.arch_capabilities.is_some(), mask::ARCH_CAPABILITIES),
+        ])
+    }
+
+    /// The bits of leaf 8000_0008h EBX whose registers the guest has.
+    fn amd_speculation(&self) -> u32 {
+        let guest = self.allowed.speculation;
+        let switched = |bit: u64| guest.spec_ctrl & bit != 0;
+        chosen([
+            (guest.barrier, mask::AMD_IBPB),
+            (switched(spec_ctrl::IBRS), mask::AMD_IBRS),
+            (switched(spec_ctrl::STIBP), mask::AMD_STIBP),
+            (switched(spec_ctrl::SSBD), mask::AMD_SSBD),
+            (switched(spec_ctrl::PSFD), mask::AMD_PSFD),
+        ])
     }
 
     /// Extended topology: a thread level of one and a core level of all vCPUs.
@@ -406,12 +462,17 @@ impl Builder<'_> {
         // Guest-physical width as the host's; a separate nested width (bits 23:16) is not offered.
         let mut eight = CpuidAnswer { eax: sizes.eax & 0xffff, ..CpuidAnswer::default() };
         if vendor == Vendor::Amd {
-            eight.ebx = sizes.ebx & mask::EXTENDED8_EBX;
+            eight.ebx = sizes.ebx & (mask::EXTENDED8_EBX | self.amd_speculation());
             eight.ecx = self.topology.vcpus.saturating_sub(1) & 0xff | self.topology.core_bits() << 12;
         }
         self.add(0x8000_0008, ANY, eight);
         max
     }
+}
+
+/// The bits that are chosen, together.
+fn chosen<const N: usize>(choices: [(bool, u32); N]) -> u32 {
+    choices.into_iter().filter(|(there, _)| *there).fold(0, |all, (_, bits)| all | bits)
 }
 
 #[cfg(test)]
@@ -435,7 +496,8 @@ mod tests {
         CpuidAnswer { eax, ebx, ecx, edx }
     }
 
-    const ALLOWED: Allowed = Allowed { rdtscp: true, invpcid: false, invariant_tsc: true };
+    const NOTHING: GuestSpeculation = GuestSpeculation { spec_ctrl: 0, barrier: false, arch_capabilities: None };
+    const ALLOWED: Allowed = Allowed { rdtscp: true, invpcid: false, invariant_tsc: true, speculation: NOTHING };
     const RUNNING: Dynamic = Dynamic { cr4: 0, xcr0: 1, apic_enabled: true };
 
     fn table(vcpus: u32, apic_id: u32) -> CpuidTable {
@@ -508,6 +570,40 @@ mod tests {
         let intel = CpuidTable::new(&intel_host, ALLOWED, Topology { apic_id: 5, vcpus: 8 }, &[]);
         assert_eq!(intel.vendor(), Vendor::Intel);
         assert_eq!(intel.answer(0x77, 0, &RUNNING).edx, 5, "as leaf Bh, the highest basic one");
+    }
+
+    #[test]
+    fn speculation_control_is_advertised_where_it_is_switched() {
+        let host = |leaf, subleaf| match leaf {
+            0x8000_0008 => CpuidAnswer { eax: 0x3030, ebx: 0x91be_f75f, ecx: 0, edx: 0 },
+            7 if subleaf == 0 => CpuidAnswer { edx: u32::MAX, ..epyc(7, 0) },
+            _ => epyc(leaf, subleaf),
+        };
+        let topology = Topology { apic_id: 0, vcpus: 1 };
+        let with = |speculation| CpuidTable::new(&host, Allowed { speculation, ..ALLOWED }, topology, &[]);
+        let ebx = |speculation| with(speculation).answer(0x8000_0008, 0, &RUNNING).ebx;
+        assert_eq!(ebx(NOTHING), 1, "CLZERO alone");
+        let all = GuestSpeculation { spec_ctrl: 0x87, barrier: true, arch_capabilities: None };
+        assert_eq!(ebx(all), 0x110e_d001);
+        assert_eq!(ebx(GuestSpeculation { spec_ctrl: 4, barrier: false, ..all }), 1 << 24 | 1);
+        assert_eq!(with(all).answer(7, 0, &RUNNING).edx, 1 << 4 | 1 << 10, "Intel's bits are not for AMD");
+    }
+
+    #[test]
+    fn intel_guests_see_the_registers_that_they_have() {
+        let host = |leaf, subleaf| match leaf {
+            0 => CpuidAnswer { eax: 0x16, ebx: 0x756e_6547, ecx: 0x6c65_746e, edx: 0x4965_6e69 },
+            7 if subleaf == 0 => CpuidAnswer { edx: 0xbc00_0400, ..epyc(7, 0) },
+            _ => epyc(leaf, subleaf),
+        };
+        let edx = |speculation| {
+            let topology = Topology { apic_id: 0, vcpus: 1 };
+            let table = CpuidTable::new(&host, Allowed { speculation, ..ALLOWED }, topology, &[]);
+            table.answer(7, 0, &RUNNING).edx
+        };
+        assert_eq!(edx(NOTHING), 1 << 10, "VERW needs no register");
+        let all = GuestSpeculation { spec_ctrl: 7, barrier: true, arch_capabilities: Some(0x2b) };
+        assert_eq!(edx(all), 0xac00_0400, "all but the flush of the cache");
     }
 
     #[test]

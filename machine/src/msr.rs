@@ -36,6 +36,12 @@ pub enum Place {
     Tsc,
     /// IA32_TSC_ADJUST.
     TscAdjust,
+    /// IA32_SPEC_CTRL, where the guest has it.
+    SpecCtrl,
+    /// IA32_PRED_CMD, where the guest has it; a write that exits has no effect but its check.
+    PredCmd,
+    /// IA32_ARCH_CAPABILITIES, where the guest has it.
+    ArchCapabilities,
     /// IA32_EFER.
     Efer,
     /// IA32_APIC_BASE.
@@ -102,10 +108,13 @@ static TABLE: &[Row] = &[
     row(0x34, Maker::Intel, Place::Constant(0)),
     row(0x3a, Maker::Intel, Place::Constant(FEATURE_CONTROL_LOCKED)),
     row(0x3b, Maker::Both, Place::TscAdjust),
+    row(0x48, Maker::Both, Place::SpecCtrl),
+    row(0x49, Maker::Both, Place::PredCmd),
     row(0x79, Maker::Intel, Place::WriteOnly),
     row(0x8b, Maker::Both, Place::Ignored(0)),
     row(0xce, Maker::Intel, Place::Constant(0)),
     row(0xfe, Maker::Both, Place::Constant(MTRR_CAP)),
+    row(0x10a, Maker::Intel, Place::ArchCapabilities),
     row(0x140, Maker::Intel, Place::Ignored(0)),
     row(0x174, Maker::Both, Place::System(SystemMsr::SysenterCs)),
     row(0x175, Maker::Both, Place::System(SystemMsr::SysenterEsp)),
@@ -285,6 +294,8 @@ pub fn is_valid_system(msr: SystemMsr, value: u64) -> bool {
         SystemMsr::Pat => is_valid_pat(value),
         SystemMsr::Star | SystemMsr::SysenterCs => true,
         SystemMsr::DebugCtl => value == 0,
+        // Its bits are the processor's: `registers` asks what the guest has.
+        SystemMsr::SpecCtrl => false,
     }
 }
 
@@ -302,7 +313,7 @@ mod tests {
 
     #[test]
     fn unknown_and_other_makers_registers_are_refused() {
-        for msr in [0, 0x11, 0x48, 0x180, 0x480, 0x20_0000, 0xc000_0104, 0xc001_0117, u32::MAX] {
+        for msr in [0, 0x11, 0x180, 0x480, 0x20_0000, 0xc000_0104, 0xc001_0117, u32::MAX] {
             assert_eq!(place(msr, Vendor::Intel), Err(Refused), "{msr:#x}");
             assert_eq!(place(msr, Vendor::Amd), Err(Refused), "{msr:#x}");
         }

@@ -8,6 +8,7 @@ use crate::processor::Processor;
 use crate::run::Handled;
 use devices::lapic::ApicMode;
 use memory::GuestMemory;
+use vcpu::speculation::IBPB;
 use vcpu::{
     ControlRegister, ControlWrite, Exception, Length, MsrRead, MsrWrite, SegmentName, SystemMsr, Vcpu, Xsetbv, cr4,
     efer,
@@ -43,6 +44,9 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
             Place::System(register) => self.vcpu.system_msr(register),
             Place::Tsc => self.vcpu.tsc(),
             Place::TscAdjust => core.tsc_adjust,
+            Place::SpecCtrl if core.cpuid.speculation().spec_ctrl != 0 => self.vcpu.system_msr(SystemMsr::SpecCtrl),
+            Place::ArchCapabilities => core.cpuid.speculation().arch_capabilities.ok_or(Refused)?,
+            Place::SpecCtrl | Place::PredCmd => return Err(Refused),
             Place::Efer => self.vcpu.efer(),
             Place::ApicBase => core.apic.apic_base(),
             Place::Apic => core.apic.read_msr(number).map_err(|_| Refused)?,
@@ -56,7 +60,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
     fn write_msr(&mut self, number: u32, value: u64) -> Result<(), Refused> {
         let core = &mut self.core;
         match msr::place(number, core.cpuid.vendor())? {
-            Place::Constant(_) => return Err(Refused),
+            Place::Constant(_) | Place::ArchCapabilities => return Err(Refused),
             Place::Ignored(_) | Place::WriteOnly => {}
             Place::Stored(slot) => core.msrs.write(slot, number, value)?,
             Place::System(SystemMsr::TscAux) if !core.has_rdtscp() => return Err(Refused),
@@ -80,6 +84,16 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
                 core.apic.tsc_changed();
                 core.attention = true;
             }
+            Place::SpecCtrl => {
+                let allowed = core.cpuid.speculation().spec_ctrl;
+                if allowed == 0 || value & !allowed != 0 {
+                    return Err(Refused);
+                }
+                self.vcpu.set_system_msr(SystemMsr::SpecCtrl, value);
+            }
+            // Backends let a guest that has the register write it without an exit; nothing is left to do.
+            Place::PredCmd if core.cpuid.speculation().barrier && value & !IBPB == 0 => {}
+            Place::PredCmd => return Err(Refused),
             Place::Efer => {
                 let current = self.current();
                 let value = self.core.machine.policy.efer(value, &current).map_err(|_| Refused)?;

@@ -17,9 +17,9 @@ use memory::{Gpa, GuestMemory, RegisterPage, SparseMemory, Width};
 use spin::Mutex;
 use vcpu::{
     AccessKind, Answer, ArchState, ControlRegister, ControlWrite, Cpuid, CpuidAnswer, EntryFailure, Event, Exception,
-    ExceptionExit, Exit, Gpr, Hypercall, Instruction, InterruptDelivery, Length, Mailbox, MemoryAccess, MsrRead,
-    MsrWrite, NestedInstruction, PortRead, PortString, PortWrite, Post, RawExit, ScriptedVcpu, Segment, SegmentName,
-    Vcpu, Wake, Window, Xsetbv, cr0, cr4, efer,
+    ExceptionExit, Exit, Gpr, GuestSpeculation, Hypercall, Instruction, InterruptDelivery, Length, Mailbox,
+    MemoryAccess, MsrRead, MsrWrite, NestedInstruction, PortRead, PortString, PortWrite, Post, RawExit, ScriptedVcpu,
+    Segment, SegmentName, Vcpu, Wake, Window, Xsetbv, cr0, cr4, efer,
 };
 
 /// Where the test program stands.
@@ -89,6 +89,9 @@ fn host_cpuid(leaf: u32, subleaf: u32) -> CpuidAnswer {
     CpuidAnswer { eax, ebx, ecx, edx }
 }
 
+/// Guests have SPEC_CTRL with three bits, and the barrier.
+const SPECULATION: GuestSpeculation = GuestSpeculation { spec_ctrl: 7, barrier: true, arch_capabilities: None };
+
 /// A 32-bit flat guest at [`CODE`] on a PC of 16 MiB.
 struct Bench {
     host: Arc<Host>,
@@ -99,7 +102,8 @@ struct Bench {
 impl Bench {
     fn new() -> Bench {
         let host = Arc::new(Host::default());
-        let allowed = crate::cpuid::Allowed { rdtscp: true, invpcid: false, invariant_tsc: true };
+        let allowed =
+            crate::cpuid::Allowed { rdtscp: true, invpcid: false, invariant_tsc: true, speculation: SPECULATION };
         let facts = HostFacts { cpuid: &host_cpuid, allowed, tsc_hz: 2_000_000_000 };
         let config = MachineConfig {
             memory: 16 << 20,
@@ -181,6 +185,18 @@ fn port_reads_and_writes_reach_their_device() {
     let written = bench.answer(Exit::PortWrite(PortWrite::new(0x3f8, Width::Byte, b'x'.into(), length(1))));
     assert_eq!(written, Answer::Advance(length(1)));
     assert_eq!(*bench.host.output.lock(), b"x");
+}
+
+#[test]
+fn speculation_registers_take_what_the_guest_was_told_of() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.answer(wrmsr(0x48, 5)), Answer::Advance(length(2)));
+    assert_eq!(bench.answer(rdmsr(0x48)), Answer::MsrValue(length(2), 5));
+    assert_eq!(bench.answer(wrmsr(0x48, 8)), GP);
+    assert_eq!(bench.answer(wrmsr(0x49, 1)), Answer::Advance(length(2)));
+    assert_eq!(bench.answer(wrmsr(0x49, 2)), GP);
+    assert_eq!(bench.answer(rdmsr(0x49)), GP, "it cannot be read");
+    assert_eq!(bench.answer(rdmsr(0x10a)), GP, "not on AMD");
 }
 
 #[test]

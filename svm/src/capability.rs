@@ -5,8 +5,10 @@
 //! [`Refusal`], the sentence for the user when SVM cannot be used. Neighbours: `controls` derives the VMCB's settings
 //! from it, `paging` its page sizes; `kernel` feeds it the real CPUID. Nothing here touches the processor.
 
+use crate::speculation;
 use core::fmt;
 use raw_cpuid::{CpuIdReader, CpuIdResult};
+use vcpu::Speculation;
 
 bitflags::bitflags! {
     /// Features that matter here, in our own numbering.
@@ -71,7 +73,8 @@ impl Features {
         .union(Features::PAUSE_FILTER_THRESHOLD)
         .union(Features::VIRTUAL_NMI)
         .union(Features::XSAVE)
-        .union(Features::RDTSCP);
+        .union(Features::RDTSCP)
+        .union(Features::SPEC_CTRL_VIRTUALIZATION);
 }
 
 /// The CPUID words that hold feature bits.
@@ -144,6 +147,8 @@ pub struct Capability {
     pub vector_bytes: u32,
     /// VM_CR.SVMDIS is set but not locked: it must be cleared before EFER.SVME is set.
     pub clear_svmdis: bool,
+    /// What it leaks by speculation, and what is done about it.
+    pub speculation: Speculation,
 }
 
 /// Why guests cannot run on this processor.
@@ -202,8 +207,9 @@ impl Capability {
             return Err(if svm.edx & SVM_LOCK != 0 { Refusal::LockedByKey } else { Refusal::DisabledByFirmware });
         }
         let size = leaf(cpuid, 0x8000_0008);
+        let standard = leaf(cpuid, 1);
         let words = Words {
-            standard_ecx: leaf(cpuid, 1).ecx,
+            standard_ecx: standard.ecx,
             extended_edx: extended.edx,
             size_ebx: size.ebx,
             svm_edx: svm.edx,
@@ -233,6 +239,11 @@ impl Capability {
             xcr0,
             vector_bytes,
             clear_svmdis: disabled,
+            speculation: speculation::derive(speculation::Words {
+                signature: standard.eax,
+                size_ebx: size.ebx,
+                features_eax: leaf(cpuid, 0x8000_0021).eax,
+            }),
         })
     }
 

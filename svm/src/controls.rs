@@ -11,6 +11,8 @@
 //! * RDTSC, RDTSCP: TSC offset, and TSC_AUX is switched with the vCPU.
 //! * The MSRs that VMRUN, VMLOAD and VMSAVE switch. EFER exits: SVME has to stay set and hidden. PAT exits: a bad value must
 //!   raise #GP.
+//! * SPEC_CTRL, where guests have it: it is switched with the vCPU, by the processor or with it. Writes of PRED_CMD: a barrier
+//!   slows down nobody but its CPU.
 //! * SMI: system management mode belongs to the firmware, which runs it outside of the guest.
 //!
 //! #DB and #AC exit though the guest gets them right back: a guest can make their delivery raise them again for ever, and
@@ -18,6 +20,7 @@
 
 use crate::capability::{Capability, Features};
 use crate::vmcb::{ControlArea, Intercept3, Intercept4, Intercept5, InterruptControl, NestedControl};
+use vcpu::speculation::PRED_CMD;
 use vcpu::{Exception, SystemMsr};
 
 /// Runs of PAUSE that are let through before one exits; long enough for a lock that is held for a moment.
@@ -128,6 +131,7 @@ fn msr_bits(msr: u32) -> Option<(usize, u32)> {
 /// The MSRs that do not exit.
 fn passed_through(capability: &Capability) -> impl Iterator<Item = u32> {
     let rdtscp = capability.has(Features::RDTSCP);
+    let spec_ctrl = capability.speculation.passes_spec_ctrl();
     let switched = SystemMsr::ALL.into_iter().filter(move |msr| match msr {
         SystemMsr::Star
         | SystemMsr::Lstar
@@ -138,6 +142,7 @@ fn passed_through(capability: &Capability) -> impl Iterator<Item = u32> {
         | SystemMsr::SysenterEsp
         | SystemMsr::SysenterEip => true,
         SystemMsr::TscAux => rdtscp,
+        SystemMsr::SpecCtrl => spec_ctrl,
         SystemMsr::Pat | SystemMsr::DebugCtl => false,
     });
     switched.map(SystemMsr::number).chain([FS_BASE, GS_BASE])
@@ -148,6 +153,12 @@ pub fn fill_msr_map(map: &mut [u8; MSR_MAP_BYTES], capability: &Capability) {
     map.fill(0xff);
     for (byte, bit) in passed_through(capability).filter_map(msr_bits) {
         map[byte] &= !(3 << bit);
+    }
+    if capability.speculation.guest.barrier
+        && let Some((byte, bit)) = msr_bits(PRED_CMD)
+    {
+        // The register cannot be read.
+        map[byte] &= !(2 << bit);
     }
 }
 
@@ -191,6 +202,16 @@ mod tests {
             assert_eq!(exits(&map, msr), (expected, expected), "{msr:#x}");
         }
         assert!(map[0x1800..].iter().all(|&byte| byte == 0xff), "the reserved quarter stays closed");
+    }
+
+    #[test]
+    fn speculation_control_passes_where_guests_have_it() {
+        let mut map = Box::new([0u8; MSR_MAP_BYTES]);
+        fill_msr_map(&mut map, &Capability::detect(&matisse, || 0).unwrap());
+        assert_eq!(exits(&map, 0x48), (false, false));
+        assert_eq!(exits(&map, 0x49), (true, false));
+        fill_msr_map(&mut map, &Capability::detect(&qemu, || 0).unwrap());
+        assert_eq!((exits(&map, 0x48), exits(&map, 0x49)), ((true, true), (true, true)));
     }
 
     #[test]

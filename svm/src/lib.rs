@@ -30,6 +30,7 @@ mod entry;
 mod instr;
 pub mod paging;
 mod region;
+pub mod speculation;
 pub mod vmcb;
 
 use crate::asid::{Asid, Flush};
@@ -37,17 +38,19 @@ use crate::capability::{Capability, Features};
 use crate::checks::Limits;
 use crate::controls::{Controls, IO_MAP_BYTES, MSR_MAP_BYTES};
 use crate::decode::{DEBUG_REASONS, decode};
+use crate::entry::Enter;
 use crate::paging::NestedTables;
 use crate::region::{Frame, FrameTables, HostCpu, Removals, Switched};
 use crate::vmcb::{CleanBits, EventKind, EventWord, ExitCode, InterruptState, TlbControl, Vmcb, VmcbSegment};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
 use vcpu::memory::Width;
 use vcpu::{
-    Answer, ApicBinding, ArchState, Backend, CodeSize, CreateError, DescriptorTable, EntryFailure, Event, Exception,
-    Exit, FrameSource, Gpr, Gprs, GuestFeatures, Hpa, InterruptDelivery, Length, Merged, RawExit, Resume, Segment,
-    SegmentName, SoftwareKind, SystemMsr, SystemMsrs, Vcpu, VcpuConfig, Window, cr0, efer, merge, rflags,
+    Answer, ApicBinding, ArchState, Backend, CodeSize, CreateError, Defences, DescriptorTable, EntryFailure, Event,
+    Exception, Exit, FrameSource, Gpr, Gprs, GuestFeatures, Hpa, InterruptDelivery, Length, Merged, RawExit, Resume,
+    Segment, SegmentName, SoftwareKind, SystemMsr, SystemMsrs, Vcpu, VcpuConfig, Window, cr0, efer, merge, rflags,
 };
 
 /// Offset of TPR in the APIC page.
@@ -67,6 +70,8 @@ struct Shared {
     controls: Controls,
     /// The CPUs that have been enabled.
     cpus: Mutex<Vec<Arc<HostCpu>>>,
+    /// The identity of the vCPU that is made next.
+    next_identity: AtomicU64,
 }
 
 /// SVM on this host, found usable.
@@ -78,7 +83,8 @@ impl Svm {
     /// On processors that all have `capability`.
     pub fn new(capability: Capability) -> Svm {
         let controls = Controls::derive(&capability);
-        Svm { shared: Arc::new(Shared { capability, controls, cpus: Mutex::new(Vec::new()) }) }
+        let (cpus, next_identity) = (Mutex::new(Vec::new()), AtomicU64::new(1));
+        Svm { shared: Arc::new(Shared { capability, controls, cpus, next_identity }) }
     }
 }
 
@@ -99,7 +105,11 @@ impl Backend for Svm {
 
     fn guest_features(&self) -> GuestFeatures {
         // INVPCID is not intercepted; nested paging makes it the guest's own affair.
-        GuestFeatures { rdtscp: self.shared.capability.has(Features::RDTSCP), invpcid: true }
+        GuestFeatures {
+            rdtscp: self.shared.capability.has(Features::RDTSCP),
+            invpcid: true,
+            speculation: self.shared.capability.speculation.guest,
+        }
     }
 
     fn second_level(&self, frames: &Arc<dyn FrameSource>) -> Result<Self::SecondLevel, CreateError> {
@@ -122,11 +132,14 @@ impl Backend for Svm {
         vmcb.control.nested_cr3 = config.second_level_root;
         // SAFETY: the root came from `second_level` over the same frames, and a VM's tables are freed after its vCPUs.
         let removals = unsafe { Removals::of(Hpa(config.second_level_root), frames) };
+        let refills = capability.speculation.defences.contains(Defences::RETURN_STACK_REFILL);
         let mut vcpu = SvmVcpu {
             gprs: Gprs::default(),
             seen_removals: removals.count(),
             removals,
             attention: Attention::empty(),
+            enter: if refills { entry::enter_refilling } else { entry::enter },
+            identity: self.shared.next_identity.fetch_add(1, Ordering::Relaxed),
             apic: config.apic,
             host_physical: 0,
             asid: None,
@@ -192,6 +205,8 @@ pub struct SvmVcpu {
     gprs: Gprs,
     vmcb: Frame<Vmcb>,
     attention: Attention,
+    /// The switch into the guest that this processor needs.
+    enter: Enter,
     /// The VMCB that brings the host's segments back; of the CPU where this vCPU is resident.
     host_physical: u64,
     seen_removals: u64,
@@ -215,6 +230,8 @@ pub struct SvmVcpu {
     switched: Switched,
     _msr_map: Frame<[u8; MSR_MAP_BYTES]>,
     _io_map: Frame<[u8; IO_MAP_BYTES]>,
+    /// Never another vCPU's, even after this one is gone.
+    identity: u64,
     shared: Arc<Shared>,
 }
 
@@ -587,7 +604,7 @@ fn exception_word(exception: Exception, protected: bool) -> EventWord {
         .with_valid(true)
 }
 
-/// Where an MSR lies in the VMCB; `None` for TSC_AUX.
+/// Where an MSR lies in the VMCB; `None` for those that lie elsewhere, always or on some processors.
 macro_rules! msr_field {
     ($save:expr, $msr:expr) => {
         match $msr {
@@ -601,7 +618,7 @@ macro_rules! msr_field {
             SystemMsr::SysenterEip => Some(&mut $save.sysenter_eip),
             SystemMsr::Pat => Some(&mut $save.guest_pat),
             SystemMsr::DebugCtl => Some(&mut $save.debug_control),
-            SystemMsr::TscAux => None,
+            SystemMsr::TscAux | SystemMsr::SpecCtrl => None,
         }
     };
 }
@@ -655,7 +672,7 @@ impl Vcpu for SvmVcpu {
             // SAFETY: the kernel runs a vCPU only where it is resident: ring 0, IF = 0, SVM enabled by `HostCpu::enable`, the
             // host's VMCB saved by `load`. `controls` intercepts what keeps the guest in, nested paging is on, and the
             // machine maps only the guest's memory.
-            unsafe { entry::enter(&mut self.gprs, physical, self.host_physical, vmcb) };
+            unsafe { (self.enter)(&mut self.gprs, physical, self.host_physical, vmcb) };
             let code = self.vmcb.control.exit();
             if code == ExitCode::INVALID {
                 return Err(self.refused());
@@ -693,6 +710,8 @@ impl Vcpu for SvmVcpu {
             self.host_physical = cpu.host_physical();
             // SAFETY: this is that CPU, enabled.
             unsafe { cpu.save_host() };
+            // SAFETY: likewise.
+            unsafe { cpu.receive(self.identity) };
         }
         self.vmcb.control.clean = CleanBits::empty();
         // SAFETY: the kernel's promise in this module's head.
@@ -857,6 +876,8 @@ impl Vcpu for SvmVcpu {
             SystemMsr::Pat => save.guest_pat,
             SystemMsr::DebugCtl => save.debug_control,
             SystemMsr::TscAux => self.switched.tsc_aux(),
+            SystemMsr::SpecCtrl if self.has(Features::SPEC_CTRL_VIRTUALIZATION) => save.spec_ctrl,
+            SystemMsr::SpecCtrl => self.switched.spec_ctrl(),
         }
     }
 
@@ -864,7 +885,9 @@ impl Vcpu for SvmVcpu {
         let save = &mut self.vmcb.save;
         match msr_field!(save, msr) {
             Some(field) => *field = value,
-            None => self.switched.set_tsc_aux(value),
+            None if msr == SystemMsr::TscAux => self.switched.set_tsc_aux(value),
+            None if self.shared.capability.has(Features::SPEC_CTRL_VIRTUALIZATION) => save.spec_ctrl = value,
+            None => self.switched.set_spec_ctrl(value),
         }
         self.changed(CleanBits::NESTED_PAGING | CleanBits::LAST_BRANCH);
         self.attention.insert(Attention::CHECK);

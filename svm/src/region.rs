@@ -20,7 +20,8 @@ use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
-use vcpu::{CreateError, FrameSource, Hpa, OutOfFrames, cr0, cr4, efer};
+use vcpu::speculation::{IBPB, PRED_CMD, SPEC_CTRL};
+use vcpu::{CreateError, Defences, FrameSource, Hpa, LastResident, OutOfFrames, cr0, cr4, efer};
 
 const FRAME: usize = 4096;
 
@@ -122,6 +123,9 @@ pub struct HostCpu {
     host: Block,
     /// ASIDs of this CPU.
     pub asids: Mutex<AsidPool>,
+    last: LastResident,
+    /// Another vCPU's coming needs a barrier.
+    barrier: bool,
 }
 
 impl HostCpu {
@@ -148,10 +152,12 @@ impl HostCpu {
         }
         let save_area = Block::new(frames, 1)?;
         let host = Block::new(frames, 1)?;
+        let defences = capability.speculation.defences;
+        let automatic = if defences.contains(Defences::AUTOMATIC_IBRS) { efer::AIBRSE } else { 0 };
         // SAFETY: EFER exists in long mode.
         let before = unsafe { instr::rdmsr(EFER) };
         // SAFETY: SVM is there and not disabled; NX is in every processor with SVM.
-        unsafe { instr::wrmsr(EFER, before | efer::SVME | efer::NXE) };
+        unsafe { instr::wrmsr(EFER, before | efer::SVME | efer::NXE | automatic) };
         // SAFETY: as above.
         if unsafe { instr::rdmsr(EFER) } & efer::SVME == 0 {
             return Err(CreateError(String::from(
@@ -170,7 +176,13 @@ impl HostCpu {
         }
         // SAFETY: likewise, and the processor has what is switched on.
         unsafe { instr::write_cr4(wanted) };
-        Ok(HostCpu { save_area, host, asids: Mutex::new(AsidPool::new(capability.asids)) })
+        Ok(HostCpu {
+            save_area,
+            host,
+            asids: Mutex::new(AsidPool::new(capability.asids)),
+            last: LastResident::new(),
+            barrier: defences.contains(Defences::PREDICTOR_BARRIER),
+        })
     }
 
     /// Whether the caller runs on this CPU.
@@ -180,6 +192,17 @@ impl HostCpu {
     pub unsafe fn is_current(&self) -> bool {
         // SAFETY: by the caller's promise the MSR exists.
         unsafe { instr::rdmsr(VM_HSAVE_PA) == self.save_area.first.0 }
+    }
+
+    /// Notes that the vCPU of this identity comes, and drops the branch predictions that another one has left.
+    ///
+    /// # Safety
+    /// On this CPU, in ring 0.
+    pub unsafe fn receive(&self, identity: u64) {
+        if self.last.changes_to(identity) && self.barrier {
+            // SAFETY: the register exists where `barrier` is set; forgetting predictions harms nobody.
+            unsafe { instr::wrmsr(PRED_CMD, IBPB) };
+        }
     }
 
     /// Remembers the host's FS, GS, TR, LDTR and system-call MSRs for the way back from guests.
@@ -198,19 +221,22 @@ impl HostCpu {
     }
 }
 
-/// The registers that stay in the processor while a vCPU is resident: vector registers with XCR0, DR0 to DR3, TSC_AUX. The
-/// host uses none of them.
+/// The registers that stay in the processor while a vCPU is resident: vector registers with XCR0, DR0 to DR3, TSC_AUX, and
+/// SPEC_CTRL where guests have it and the VMCB does not hold it. The host uses none of them.
 pub struct Switched {
     area: Block,
     /// With XSAVE: all bits of XCR0 that the processor has.
     xcr0_all: Option<u64>,
     has_tsc_aux: bool,
+    has_spec_ctrl: bool,
     /// The guest's XCR0, resident or not.
     xcr0: u64,
     /// Valid while not resident.
     breakpoints: [u64; 4],
     /// Valid while not resident, and always where the processor has no TSC_AUX.
     tsc_aux: u64,
+    /// Likewise for SPEC_CTRL.
+    spec_ctrl: u64,
     resident: bool,
 }
 
@@ -238,9 +264,12 @@ impl Switched {
             area,
             xcr0_all: capability.has(Features::XSAVE).then_some(capability.xcr0),
             has_tsc_aux: capability.has(Features::RDTSCP),
+            has_spec_ctrl: capability.speculation.guest.spec_ctrl != 0
+                && !capability.has(Features::SPEC_CTRL_VIRTUALIZATION),
             xcr0: 1,
             breakpoints: [0; 4],
             tsc_aux: 0,
+            spec_ctrl: 0,
             resident: false,
         })
     }
@@ -273,6 +302,7 @@ impl Switched {
             // SAFETY: the MSR exists; bits 63:32 are never set in `tsc_aux`.
             unsafe { instr::wrmsr(TSC_AUX, self.tsc_aux) };
         }
+        self.write_spec_ctrl(self.spec_ctrl);
         self.resident = true;
     }
 
@@ -298,6 +328,8 @@ impl Switched {
         // SAFETY: ring 0; DR7.GD is clear, for #VMEXIT clears DR7.
         self.breakpoints = unsafe { instr::read_breakpoints() };
         self.tsc_aux = self.tsc_aux();
+        self.spec_ctrl = self.spec_ctrl();
+        self.write_spec_ctrl(0);
         self.resident = false;
     }
 
@@ -350,6 +382,31 @@ impl Switched {
         if self.resident && self.has_tsc_aux {
             // SAFETY: resident means ring 0; the MSR exists and takes any 32 bits.
             unsafe { instr::wrmsr(TSC_AUX, self.tsc_aux) };
+        }
+    }
+
+    /// The guest's SPEC_CTRL, where the VMCB does not hold it.
+    pub fn spec_ctrl(&self) -> u64 {
+        if self.resident && self.has_spec_ctrl {
+            // SAFETY: resident means ring 0; the MSR exists.
+            unsafe { instr::rdmsr(SPEC_CTRL) }
+        } else {
+            self.spec_ctrl
+        }
+    }
+
+    /// Writes it; the machine has checked the value.
+    pub fn set_spec_ctrl(&mut self, value: u64) {
+        self.spec_ctrl = value;
+        if self.resident {
+            self.write_spec_ctrl(value);
+        }
+    }
+
+    fn write_spec_ctrl(&self, value: u64) {
+        if self.has_spec_ctrl {
+            // SAFETY: called in ring 0; the MSR exists, and the host bears any value of it.
+            unsafe { instr::wrmsr(SPEC_CTRL, value) };
         }
     }
 
@@ -476,6 +533,8 @@ pub(crate) mod tests {
             save_area: Block::new(source, 1).unwrap(),
             host: Block::new(source, 1).unwrap(),
             asids: Mutex::new(AsidPool::new(asids)),
+            last: LastResident::new(),
+            barrier: false,
         }
     }
 

@@ -121,7 +121,10 @@ pub struct SaveArea {
     pub guest_pat: u64,
     /// Loaded only where LBR virtualization is on; else storage.
     pub debug_control: u64,
-    reserved_278: [u8; 0x988],
+    reserved_278: [u8; 0x68],
+    /// The guest's SPEC_CTRL, on processors that virtualize it.
+    pub spec_ctrl: u64,
+    reserved_2e8: [u8; 0x918],
 }
 
 macro_rules! offsets {
@@ -148,6 +151,7 @@ offsets!(SaveArea:
     rflags = 0x170, rip = 0x178, rsp = 0x1d8, s_cet = 0x1e0, ssp = 0x1e8, isst_address = 0x1f0, rax = 0x1f8,
     star = 0x200, lstar = 0x208, cstar = 0x210, sfmask = 0x218, kernel_gs_base = 0x220, sysenter_cs = 0x228,
     sysenter_esp = 0x230, sysenter_eip = 0x238, cr2 = 0x240, guest_pat = 0x268, debug_control = 0x270,
+    spec_ctrl = 0x2e0,
 );
 
 impl ControlArea {

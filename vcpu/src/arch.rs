@@ -224,11 +224,13 @@ pub enum SystemMsr {
     TscAux,
     /// IA32_DEBUGCTL, 1D9h. Always exits.
     DebugCtl,
+    /// IA32_SPEC_CTRL, 48h, as the guest sees it. Means something only where [`crate::GuestSpeculation`] has it.
+    SpecCtrl,
 }
 
 impl SystemMsr {
     /// How many there are.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 12;
 
     /// All of them, in the order of [`SystemMsrs`].
     pub const ALL: [SystemMsr; Self::COUNT] = [
@@ -243,6 +245,7 @@ impl SystemMsr {
         SystemMsr::Pat,
         SystemMsr::TscAux,
         SystemMsr::DebugCtl,
+        SystemMsr::SpecCtrl,
     ];
 
     /// The MSR's number.
@@ -259,6 +262,7 @@ impl SystemMsr {
             SystemMsr::Pat => 0x277,
             SystemMsr::TscAux => 0xc000_0103,
             SystemMsr::DebugCtl => 0x1d9,
+            SystemMsr::SpecCtrl => 0x48,
         }
     }
 }
@@ -517,6 +521,8 @@ pub mod efer {
     pub const LMSLE: u64 = 1 << 13;
     pub const FFXSR: u64 = 1 << 14;
     pub const TCE: u64 = 1 << 15;
+    /// Automatic IBRS.
+    pub const AIBRSE: u64 = 1 << 21;
 }
 
 #[cfg(test)]

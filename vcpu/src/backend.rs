@@ -1,6 +1,6 @@
 //! What `kernel` needs of a vendor before vCPUs run: enabling a CPU, and making vCPUs and second-level tables.
 
-use crate::{SecondLevel, Vcpu};
+use crate::{GuestSpeculation, SecondLevel, Vcpu};
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt;
@@ -81,6 +81,8 @@ pub struct GuestFeatures {
     pub rdtscp: bool,
     /// INVPCID runs in the guest.
     pub invpcid: bool,
+    /// What guests have against leaks by speculation.
+    pub speculation: GuestSpeculation,
 }
 
 /// One vendor's hardware virtualization on this host, found usable. Shared by all host CPUs.

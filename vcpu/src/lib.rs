@@ -19,6 +19,7 @@ mod exit;
 mod mailbox;
 mod scripted;
 mod second_level;
+pub mod speculation;
 
 pub use arch::{
     ArchState, CodeSize, DescriptorTable, Gpr, Gprs, Segment, SegmentAttributes, SegmentName, SystemMsr, SystemMsrs,
@@ -37,3 +38,4 @@ pub use mailbox::{Mailbox, Post, Wake};
 pub use memory;
 pub use scripted::ScriptedVcpu;
 pub use second_level::{MapError, MemoryType, Permissions, SecondLevel};
+pub use speculation::{Defences, Exposures, GuestSpeculation, LastResident, Speculation};

@@ -6,9 +6,12 @@
 //! its page sizes; `lib` feeds it the real CPUID and MSRs. Nothing here touches the processor.
 
 use crate::controls::{Allowed, Pin, Primary, Secondary};
+use crate::speculation::{self, structured};
 use bitfield_struct::bitfield;
 use core::fmt;
 use raw_cpuid::{CpuIdReader, CpuIdResult};
+use vcpu::Speculation;
+use vcpu::speculation::ARCH_CAPABILITIES;
 use x86::msr::{
     IA32_FEATURE_CONTROL, IA32_VMX_BASIC, IA32_VMX_CR0_FIXED0, IA32_VMX_CR0_FIXED1, IA32_VMX_CR4_FIXED0,
     IA32_VMX_CR4_FIXED1, IA32_VMX_ENTRY_CTLS, IA32_VMX_EPT_VPID_CAP, IA32_VMX_EXIT_CTLS, IA32_VMX_MISC,
@@ -342,6 +345,8 @@ pub struct Capability {
     pub xcr0: u64,
     /// Bytes that hold all vector state: XSAVE's standard form with every bit of `xcr0`, or 512 for FXSAVE.
     pub vector_bytes: u32,
+    /// What it leaks by speculation, and what is done about it.
+    pub speculation: Speculation,
 }
 
 /// Why guests cannot run on this processor.
@@ -433,12 +438,13 @@ impl Capability {
                 return Err(Refusal::Missing(name));
             }
         }
+        let structured = leaf(cpuid, 7, 0);
         let words = Words {
             pin,
             secondary,
             ept_vpid,
             standard_ecx,
-            structured_ebx: leaf(cpuid, 7, 0).ebx,
+            structured_ebx: structured.ebx,
             state_eax: leaf(cpuid, 0xd, 1).eax,
             extended_edx: leaf(cpuid, 0x8000_0001, 0).edx,
         };
@@ -465,6 +471,7 @@ impl Capability {
             physical_bits: (leaf(cpuid, 0x8000_0008, 0).eax & 0xff).clamp(32, 52),
             xcr0,
             vector_bytes,
+            speculation: speculation::derive(speculation_words(cpuid, structured, rdmsr)),
         })
     }
 
@@ -497,6 +504,22 @@ impl Capability {
     /// Names of what would be used and is missing.
     pub fn missing(&self) -> impl Iterator<Item = &'static str> {
         names(Features::USED - self.features)
+    }
+}
+
+/// What tells about speculation. `structured` is CPUID 7.0.
+fn speculation_words(
+    cpuid: &impl CpuIdReader,
+    structured: CpuIdResult,
+    rdmsr: impl Fn(u32) -> u64,
+) -> speculation::Words {
+    let capabilities = structured.edx & structured::ARCH_CAPABILITIES != 0;
+    speculation::Words {
+        structured_ebx: structured.ebx,
+        structured_edx: structured.edx,
+        second_edx: if structured.eax >= 2 { leaf(cpuid, 7, 2).edx } else { 0 },
+        capabilities: if capabilities { rdmsr(ARCH_CAPABILITIES) } else { 0 },
+        threads: leaf(cpuid, 0xb, 0).ebx & 0xffff,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The way into the guest and back: two naked functions that decide nothing.
 //!
 //! Key type: [`Context`], the memory behind the registers that VMX does not switch. Neighbours: `vmcs.rs` writes the address
-//! of [`arrive`] into HOST_RIP; `lib.rs` calls [`enter`] and reads what the exit left. A refused entry comes back as
+//! of an [`Arrival`] into HOST_RIP; `lib.rs` calls [`enter`] and reads what the exit left. A refused entry comes back as
 //! a value.
 //!
 //! Unsafe because it is assembly that trades one processor state for another.
@@ -50,7 +50,7 @@ const _: () = assert!(Outcome::Exited as u64 == 0);
 /// 4. Falling through means that the entry failed: RSP still is the host's, all other registers are to be restored.
 ///
 /// # Safety
-/// A VMCS of this host is current, its HOST_RIP is [`arrive`] and its host state is this CPU's; interrupts are off.
+/// A VMCS of this host is current, its HOST_RIP is an [`Arrival`] and its host state is this CPU's; interrupts are off.
 #[unsafe(naked)]
 pub unsafe extern "C" fn enter(context: &mut Context, resume: bool) -> Outcome {
     naked_asm!(
@@ -122,57 +122,99 @@ pub unsafe extern "C" fn enter(context: &mut Context, resume: bool) -> Outcome {
     )
 }
 
-/// Where every exit arrives: HOST_RIP.
-///
-/// 1. Live: RSP as [`enter`] left it, with the context on top; all other general-purpose registers are the guest's.
-/// 2. RFLAGS is 2: interrupts off, direction up. SDM 3C 28.5.3 "Loading Host RIP, RSP, RFLAGS, and SSP".
-/// 3. RDI goes to the stack for a moment, to reach the context.
-///
-/// # Safety
-/// Only a VM exit may arrive here.
-#[unsafe(naked)]
-pub unsafe extern "C" fn arrive() {
-    naked_asm!(
-        "push rdi",
-        "mov rdi, [rsp + 8]",
-        "mov [rdi + {rax}], rax",
-        "mov [rdi + {rcx}], rcx",
-        "mov [rdi + {rdx}], rdx",
-        "mov [rdi + {rbx}], rbx",
-        "mov [rdi + {rbp}], rbp",
-        "mov [rdi + {rsi}], rsi",
-        "mov [rdi + {r8}], r8",
-        "mov [rdi + {r9}], r9",
-        "mov [rdi + {r10}], r10",
-        "mov [rdi + {r11}], r11",
-        "mov [rdi + {r12}], r12",
-        "mov [rdi + {r13}], r13",
-        "mov [rdi + {r14}], r14",
-        "mov [rdi + {r15}], r15",
-        "pop qword ptr [rdi + {rdi}]",
-        "xor eax, eax",
-        "pop rdi",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
-        "ret",
-        rax = const Gpr::Rax.offset(),
-        rcx = const Gpr::Rcx.offset(),
-        rdx = const Gpr::Rdx.offset(),
-        rbx = const Gpr::Rbx.offset(),
-        rbp = const Gpr::Rbp.offset(),
-        rsi = const Gpr::Rsi.offset(),
-        rdi = const Gpr::Rdi.offset(),
-        r8 = const Gpr::R8.offset(),
-        r9 = const Gpr::R9.offset(),
-        r10 = const Gpr::R10.offset(),
-        r11 = const Gpr::R11.offset(),
-        r12 = const Gpr::R12.offset(),
-        r13 = const Gpr::R13.offset(),
-        r14 = const Gpr::R14.offset(),
-        r15 = const Gpr::R15.offset(),
-    )
+/// One of the functions below.
+pub type Arrival = unsafe extern "C" fn();
+
+/// An arrival that executes `$defence` between the guest's registers and the first return of the host. All registers but RSP
+/// are free there, interrupts are off, and the stack is the host's.
+macro_rules! arrival {
+    ($(#[$doc:meta])* $name:ident: $($defence:literal),*) => {
+        $(#[$doc])*
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name() {
+            naked_asm!(
+                "push rdi",
+                "mov rdi, [rsp + 8]",
+                "mov [rdi + {rax}], rax",
+                "mov [rdi + {rcx}], rcx",
+                "mov [rdi + {rdx}], rdx",
+                "mov [rdi + {rbx}], rbx",
+                "mov [rdi + {rbp}], rbp",
+                "mov [rdi + {rsi}], rsi",
+                "mov [rdi + {r8}], r8",
+                "mov [rdi + {r9}], r9",
+                "mov [rdi + {r10}], r10",
+                "mov [rdi + {r11}], r11",
+                "mov [rdi + {r12}], r12",
+                "mov [rdi + {r13}], r13",
+                "mov [rdi + {r14}], r14",
+                "mov [rdi + {r15}], r15",
+                "pop qword ptr [rdi + {rdi}]",
+                $($defence,)*
+                "xor eax, eax",
+                "pop rdi",
+                "pop r15",
+                "pop r14",
+                "pop r13",
+                "pop r12",
+                "pop rbx",
+                "pop rbp",
+                "ret",
+                rax = const Gpr::Rax.offset(),
+                rcx = const Gpr::Rcx.offset(),
+                rdx = const Gpr::Rdx.offset(),
+                rbx = const Gpr::Rbx.offset(),
+                rbp = const Gpr::Rbp.offset(),
+                rsi = const Gpr::Rsi.offset(),
+                rdi = const Gpr::Rdi.offset(),
+                r8 = const Gpr::R8.offset(),
+                r9 = const Gpr::R9.offset(),
+                r10 = const Gpr::R10.offset(),
+                r11 = const Gpr::R11.offset(),
+                r12 = const Gpr::R12.offset(),
+                r13 = const Gpr::R13.offset(),
+                r14 = const Gpr::R14.offset(),
+                r15 = const Gpr::R15.offset(),
+            )
+        }
+    };
+}
+
+arrival! {
+    /// Where every exit arrives: HOST_RIP.
+    ///
+    /// 1. Live: RSP as [`enter`] left it, with the context on top; all other general-purpose registers are the guest's.
+    /// 2. RFLAGS is 2: interrupts off, direction up. SDM 3C 28.5.3 "Loading Host RIP, RSP, RFLAGS, and SSP".
+    /// 3. RDI goes to the stack for a moment, to reach the context.
+    ///
+    /// # Safety
+    /// Only a VM exit may arrive here.
+    arrive:
+}
+
+arrival! {
+    /// As [`arrive`], for processors that let the guest's return addresses predict the host's: 32 calls fill the return stack
+    /// with places where speculation waits. Intel "Retpoline: A Branch Target Injection Mitigation", "RSB stuffing".
+    ///
+    /// # Safety
+    /// As for [`arrive`].
+    arrive_refilling:
+    "mov ecx, 16",
+    "2:",
+    "call 4f",
+    "3:",
+    "pause",
+    "lfence",
+    "jmp 3b",
+    "4:",
+    "call 6f",
+    "5:",
+    "pause",
+    "lfence",
+    "jmp 5b",
+    "6:",
+    "add rsp, 16",
+    "dec ecx",
+    "jnz 2b",
+    "lfence"
 }

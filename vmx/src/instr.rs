@@ -173,6 +173,14 @@ pub unsafe fn wrmsr(msr: u32, value: u64) {
     unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack)) };
 }
 
+/// VERW of a data segment: on processors with MD_CLEAR it empties the buffers that the guest could read.
+#[inline]
+pub fn clear_buffers() {
+    let selector: u16 = 0;
+    // SAFETY: looks at a descriptor and changes ZF. The null selector is as good as any; it must lie in memory.
+    unsafe { asm!("verw word ptr [{}]", in(reg) &selector, options(nostack, readonly)) };
+}
+
 /// RDTSC.
 #[inline(always)]
 pub fn rdtsc() -> u64 {

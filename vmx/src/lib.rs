@@ -30,6 +30,7 @@ pub mod field;
 mod instr;
 pub mod paging;
 mod region;
+pub mod speculation;
 mod vmcs;
 pub mod vpid;
 
@@ -37,7 +38,7 @@ use crate::capability::{Capability, Features, Refusal};
 use crate::checks::{DEBUGCTL_BTF, PENDING_SINGLE_STEP, interruptibility};
 use crate::controls::{ApicVirtualization, Controls, MsrAccess, STRAIGHT, Shared as SharedBits, TSC_AUX};
 use crate::decode::{ENTRY_FAILURE, EntryEvent, Gathered, Interruption, Needs, Reason, decode};
-use crate::entry::{Context, Outcome};
+use crate::entry::{Context, Outcome, arrive, arrive_refilling};
 use crate::field::Field;
 use crate::paging::{ExtendedTables, root_table};
 use crate::region::{Frame, FrameTables, GuestWords, HostCpu, MsrBitmap, Removals, Switched, apic_access_page};
@@ -46,13 +47,15 @@ use crate::vpid::VpidPool;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
+use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
 use vcpu::memory::{Gpa, PAGE_SIZE, RegisterPage, Width};
+use vcpu::speculation::{PRED_CMD, SPEC_CTRL};
 use vcpu::{
-    Answer, ApicBinding, ArchState, Backend, CodeSize, CreateError, DescriptorTable, EntryFailure, Event, Exception,
-    Exit, FrameSource, Gpr, GuestFeatures, InterruptDelivery, Length, MemoryType, Merged, Permissions, RawExit, Resume,
-    SecondLevel, Segment, SegmentAttributes, SegmentName, SoftwareKind, SystemMsr, SystemMsrs, Vcpu, VcpuConfig,
-    Window, cr0, cr4, efer, merge, rflags,
+    Answer, ApicBinding, ArchState, Backend, CodeSize, CreateError, Defences, DescriptorTable, EntryFailure, Event,
+    Exception, Exit, FrameSource, Gpr, GuestFeatures, InterruptDelivery, Length, MemoryType, Merged, Permissions,
+    RawExit, Resume, SecondLevel, Segment, SegmentAttributes, SegmentName, SoftwareKind, SystemMsr, SystemMsrs, Vcpu,
+    VcpuConfig, Window, cr0, cr4, efer, merge, rflags,
 };
 
 /// Offset of TPR in the APIC page.
@@ -69,6 +72,10 @@ const DR7_GD: u64 = 1 << 13;
 const DR7_FIXED: u64 = 1 << 10;
 /// CR3 bit 63 of a MOV that keeps translations, under CR4.PCIDE.
 const CR3_KEEP: u64 = 1 << 63;
+/// IA32_FLUSH_CMD, SDM 4 2.1 "Architectural MSRs".
+const FLUSH_CMD: u32 = 0x10b;
+/// FLUSH_CMD.L1D_FLUSH.
+const L1D_FLUSH: u64 = 1 << 0;
 /// The type of a busy 64-bit TSS.
 const BUSY_TSS: u8 = 11;
 
@@ -84,7 +91,9 @@ struct Shared {
     cr4: SharedBits,
     vpids: Mutex<VpidPool>,
     /// The CPUs that have been enabled.
-    cpus: Mutex<Vec<HostCpu>>,
+    cpus: Mutex<Vec<Arc<HostCpu>>>,
+    /// The identity of the vCPU that is made next.
+    next_identity: AtomicU64,
 }
 
 /// VMX on this host, found usable.
@@ -110,8 +119,9 @@ impl Vmx {
     pub fn new(capability: Capability, apic: ApicVirtualization) -> Result<Vmx, Refusal> {
         let controls = Controls::derive(&capability, apic)?;
         let (cr0, cr4) = (SharedBits::cr0(&capability), SharedBits::cr4(&capability));
-        let vpids = Mutex::new(VpidPool::new());
-        Ok(Vmx { shared: Arc::new(Shared { capability, controls, cr0, cr4, vpids, cpus: Mutex::new(Vec::new()) }) })
+        let (vpids, cpus) = (Mutex::new(VpidPool::new()), Mutex::new(Vec::new()));
+        let next_identity = AtomicU64::new(1);
+        Ok(Vmx { shared: Arc::new(Shared { capability, controls, cr0, cr4, vpids, cpus, next_identity }) })
     }
 
     /// What the processor has; names for the boot log.
@@ -130,14 +140,18 @@ impl Backend for Vmx {
     fn enable(&self, frames: &Arc<dyn FrameSource>) -> Result<(), CreateError> {
         // SAFETY: `enable` is called by the kernel, in ring 0, on a CPU where nobody else uses VMX.
         let cpu = unsafe { HostCpu::enable(&self.shared.capability, frames) }?;
-        self.shared.cpus.lock().push(cpu);
+        self.shared.cpus.lock().push(Arc::new(cpu));
         log::debug!("VMX is on");
         Ok(())
     }
 
     fn guest_features(&self) -> GuestFeatures {
         let capability = &self.shared.capability;
-        GuestFeatures { rdtscp: capability.has(Features::RDTSCP), invpcid: capability.has(Features::INVPCID) }
+        GuestFeatures {
+            rdtscp: capability.has(Features::RDTSCP),
+            invpcid: capability.has(Features::INVPCID),
+            speculation: capability.speculation.guest,
+        }
     }
 
     fn second_level(&self, frames: &Arc<dyn FrameSource>) -> Result<Self::SecondLevel, CreateError> {
@@ -169,16 +183,20 @@ impl Backend for Vmx {
             vpid: vpid.as_ref().map(|owned| owned.number),
         };
         let (revision, masks) = (capability.basic.revision(), (shared.cr0.mask(), shared.cr4.mask()));
+        let refills = capability.speculation.defences.contains(Defences::RETURN_STACK_REFILL);
+        let arrival = if refills { arrive_refilling } else { arrive };
         // SAFETY: the kernel makes vCPUs on enabled CPUs. The controls were settled to keep the guest in; the bitmap lives as
         // long as the VMCS and the APIC page as long as the machine; the tables map what the machine gave the guest.
-        let vmcs = unsafe { Vmcs::new(config.frames, revision, controls, masks.0, masks.1, addresses) }?;
+        let vmcs = unsafe { Vmcs::new(config.frames, revision, controls, masks.0, masks.1, addresses, arrival) }?;
         // SAFETY: the root came from `second_level` over the same frames, and a VM's tables are freed after its vCPUs.
         let removals = unsafe { Removals::of(root, config.frames) };
         // SAFETY: likewise, and guest memory lies in the direct map, where the kernel finds all frames.
         let words = unsafe { GuestWords::of(config.second_level_root, config.frames) };
         let mut vcpu = VmxVcpu {
             context: Context::default(),
-            due: Due::empty(),
+            due: Due::standing(capability),
+            cpu: None,
+            identity: shared.next_identity.fetch_add(1, Ordering::Relaxed),
             seen_removals: removals.count(),
             removals,
             deadline: None,
@@ -216,6 +234,12 @@ fn new_msr_bitmap(
         let_through(&mut bitmap, msr, MsrAccess::Read, true);
         let_through(&mut bitmap, msr, MsrAccess::Write, true);
     }
+    if capability.speculation.passes_spec_ctrl() {
+        let_through(&mut bitmap, SPEC_CTRL, MsrAccess::Read, true);
+        let_through(&mut bitmap, SPEC_CTRL, MsrAccess::Write, true);
+    }
+    // A barrier slows down nobody but its CPU. The register cannot be read.
+    let_through(&mut bitmap, PRED_CMD, MsrAccess::Write, capability.speculation.guest.barrier);
     Ok(bitmap)
 }
 
@@ -265,6 +289,21 @@ bitflags::bitflags! {
         const PDPTES = 1 << 4;
         /// The TPR threshold is not 0 and has to fit the guest's TPR.
         const THRESHOLD = 1 << 5;
+        /// The first-level data cache has to be emptied, with the buffers. Stays.
+        const L1D_FLUSH = 1 << 6;
+        /// Buffers have to be emptied. Stays.
+        const BUFFER_CLEAR = 1 << 7;
+    }
+}
+
+impl Due {
+    /// What is due before every entry on processors that need it.
+    fn standing(capability: &Capability) -> Due {
+        let defences = capability.speculation.defences;
+        let mut due = Due::empty();
+        due.set(Due::L1D_FLUSH, defences.contains(Defences::L1D_FLUSH));
+        due.set(Due::BUFFER_CLEAR, defences.contains(Defences::BUFFER_CLEAR));
+        due
     }
 }
 
@@ -360,6 +399,10 @@ pub struct VmxVcpu {
     apic: ApicBinding,
     switched: Switched,
     bitmap: Frame<MsrBitmap>,
+    /// The CPU of the last residency, where barriers count.
+    cpu: Option<Arc<HostCpu>>,
+    /// Never another vCPU's, even after this one is gone.
+    identity: u64,
     words: GuestWords,
     _vpid: Option<OwnedVpid>,
     shared: Arc<Shared>,
@@ -391,7 +434,23 @@ impl VmxVcpu {
             vmcs.write(field::ENTRY_ERROR_CODE, words.error_code);
             vmcs.write(field::ENTRY_INSTRUCTION_LENGTH, words.length);
         }
+        // Last, for what this function has read is better gone too.
+        if self.due.intersects(Due::L1D_FLUSH | Due::BUFFER_CLEAR) {
+            self.scrub();
+        }
         None
+    }
+
+    /// Leaves nothing of the host or of other guests in cache or buffers, as the processor needs it.
+    #[allow(unsafe_code)]
+    fn scrub(&self) {
+        if self.due.contains(Due::L1D_FLUSH) {
+            // SAFETY: the register exists where the flush is due; an empty cache harms nobody.
+            unsafe { instr::wrmsr(FLUSH_CMD, L1D_FLUSH) };
+        }
+        if self.due.contains(Due::BUFFER_CLEAR) {
+            instr::clear_buffers();
+        }
     }
 
     /// Drops translations. Without VPID every entry and exit does, so that only those of the tables' addresses remain:
@@ -419,6 +478,20 @@ impl VmxVcpu {
         if let Some(vpid) = addresses.vpid {
             let done = instr::invvpid(capability.invvpid_kind() as u64, vpid);
             assert!(done.is_ok(), "INVVPID of a kind that the processor has");
+        }
+    }
+
+    /// On a CPU that ran another vCPU before, drops its branch predictions.
+    #[allow(unsafe_code)]
+    fn drop_predictions(&mut self, moved: bool) {
+        if moved {
+            let here = self.vmcs.host().tr_base;
+            self.cpu = self.shared.cpus.lock().iter().find(|cpu| cpu.is_at(here)).cloned();
+            assert!(self.cpu.is_some(), "VMX is on on a CPU before a vCPU is loaded there");
+        }
+        if let Some(cpu) = &self.cpu {
+            // SAFETY: this is that CPU: the vCPU has not moved since it was found by its TSS.
+            unsafe { cpu.receive(self.identity) };
         }
     }
 
@@ -748,7 +821,8 @@ fn vmcs_msr(vmcs: Current<'_>, msr: SystemMsr) -> u64 {
         | SystemMsr::Cstar
         | SystemMsr::Sfmask
         | SystemMsr::KernelGsBase
-        | SystemMsr::TscAux => 0,
+        | SystemMsr::TscAux
+        | SystemMsr::SpecCtrl => 0,
     }
 }
 
@@ -764,7 +838,8 @@ fn set_vmcs_msr(vmcs: Current<'_>, msr: SystemMsr, value: u64) {
         | SystemMsr::Cstar
         | SystemMsr::Sfmask
         | SystemMsr::KernelGsBase
-        | SystemMsr::TscAux => {}
+        | SystemMsr::TscAux
+        | SystemMsr::SpecCtrl => {}
     }
 }
 
@@ -836,6 +911,9 @@ impl Vcpu for VmxVcpu {
         let moved = unsafe { self.vmcs.load() };
         if moved {
             self.flush_all();
+        }
+        if self.shared.capability.speculation.defences.contains(Defences::PREDICTOR_BARRIER) {
+            self.drop_predictions(moved);
         }
         // SAFETY: the kernel's promise in this module's head.
         unsafe { self.switched.load() };
@@ -1114,7 +1192,7 @@ impl Vcpu for VmxVcpu {
         self.cache.forget();
         self.queued = None;
         self.windows = Windows::default();
-        self.due = Due::FLUSH | Due::PDPTES;
+        self.due = Due::FLUSH | Due::PDPTES | Due::standing(&self.shared.capability);
     }
 
     #[inline]

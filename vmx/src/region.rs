@@ -20,7 +20,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use raw_cpuid::CpuIdReaderNative;
 use vcpu::memory::Gpa;
-use vcpu::{CreateError, FrameSource, Hpa, OutOfFrames, SystemMsr, cr0, cr4};
+use vcpu::speculation::{IBPB, PRED_CMD, SPEC_CTRL};
+use vcpu::{CreateError, Defences, FrameSource, Hpa, LastResident, OutOfFrames, SystemMsr, cr0, cr4};
 use x86::msr::IA32_FEATURE_CONTROL;
 
 const FRAME: usize = 4096;
@@ -81,6 +82,8 @@ pub struct Frame<T: FrameContent> {
 
 // SAFETY: the frame belongs to this value alone, wherever it goes.
 unsafe impl<T: FrameContent + Send> Send for Frame<T> {}
+// SAFETY: a shared frame gives nothing but shared references to its content.
+unsafe impl<T: FrameContent + Sync> Sync for Frame<T> {}
 
 impl<T: FrameContent> Frame<T> {
     /// A zeroed one.
@@ -118,6 +121,11 @@ impl<T: FrameContent> DerefMut for Frame<T> {
 pub struct HostCpu {
     /// The VMXON region, the processor's until VMXOFF.
     _region: Frame<Region>,
+    /// The base of the CPU's own TSS, which tells CPUs apart.
+    tr_base: u64,
+    last: LastResident,
+    /// Another vCPU's coming needs a barrier.
+    barrier: bool,
 }
 
 /// What the CPU that calls this can do.
@@ -184,17 +192,48 @@ impl HostCpu {
         if own.has(Features::VPID) {
             let _ = instr::invvpid(crate::capability::Invalidation::All as u64, 0);
         }
-        Ok(HostCpu { _region: region })
+        let speculation = own.speculation;
+        if speculation.host_spec_ctrl != 0 {
+            // SAFETY: the register exists, and has the bits, where the host wants some.
+            unsafe { instr::wrmsr(SPEC_CTRL, speculation.host_spec_ctrl) };
+        }
+        Ok(HostCpu {
+            _region: region,
+            tr_base: crate::vmcs::tr_base(),
+            last: LastResident::new(),
+            barrier: speculation.defences.contains(Defences::PREDICTOR_BARRIER),
+        })
+    }
+
+    /// Whether this is the CPU whose TSS is at `tr_base`.
+    pub fn is_at(&self, tr_base: u64) -> bool {
+        self.tr_base == tr_base
+    }
+
+    /// Notes that the vCPU of this identity comes, and drops the branch predictions that another one has left.
+    ///
+    /// # Safety
+    /// On this CPU, in ring 0.
+    pub unsafe fn receive(&self, identity: u64) {
+        if self.last.changes_to(identity) && self.barrier {
+            // SAFETY: the register exists where `barrier` is set; forgetting predictions harms nobody.
+            unsafe { instr::wrmsr(PRED_CMD, IBPB) };
+        }
     }
 }
 
 /// The registers that stay in the processor while a vCPU is resident: vector registers with XCR0, CR2, DR0 to DR3, DR6, the
-/// system-call MSRs and TSC_AUX. The host uses none of them between an exit and the next entry.
+/// system-call MSRs, TSC_AUX and SPEC_CTRL. The host uses none of them between an exit and the next entry; what it needs of
+/// SPEC_CTRL is added to the guest's.
 pub struct Switched {
     area: Block,
     /// With XSAVE: all bits of XCR0 that the processor has.
     xcr0_all: Option<u64>,
     has_tsc_aux: bool,
+    /// With SPEC_CTRL for guests: what the host needs of it.
+    host_spec_ctrl: Option<u64>,
+    /// The guest writes SPEC_CTRL without an exit.
+    passes_spec_ctrl: bool,
     /// The guest's XCR0, resident or not.
     xcr0: u64,
     /// The rest is valid while not resident.
@@ -204,6 +243,8 @@ pub struct Switched {
     msrs: [u64; LIVE_MSRS.len()],
     /// Valid always where the processor has no TSC_AUX.
     tsc_aux: u64,
+    /// Valid always where guests' writes exit.
+    spec_ctrl: u64,
     resident: bool,
 }
 
@@ -240,12 +281,16 @@ impl Switched {
             area,
             xcr0_all: capability.has(Features::XSAVE).then_some(capability.xcr0),
             has_tsc_aux: capability.has(Features::RDTSCP),
+            host_spec_ctrl: (capability.speculation.guest.spec_ctrl != 0)
+                .then_some(capability.speculation.host_spec_ctrl),
+            passes_spec_ctrl: capability.speculation.passes_spec_ctrl(),
             xcr0: 1,
             cr2: 0,
             breakpoints: [0; 4],
             dr6: DR6_RESET,
             msrs: [0; LIVE_MSRS.len()],
             tsc_aux: 0,
+            spec_ctrl: 0,
             resident: false,
         })
     }
@@ -283,6 +328,7 @@ impl Switched {
             // SAFETY: the MSR exists; bits 63:32 are never set in `tsc_aux`.
             unsafe { instr::wrmsr(SystemMsr::TscAux.number(), self.tsc_aux) };
         }
+        self.write_spec_ctrl(self.spec_ctrl);
         self.resident = true;
     }
 
@@ -312,6 +358,8 @@ impl Switched {
             self.msrs[number] = self.live_msr(number, *msr);
         }
         self.tsc_aux = self.tsc_aux();
+        self.spec_ctrl = self.spec_ctrl();
+        self.write_spec_ctrl(0);
         self.resident = false;
     }
 
@@ -381,6 +429,9 @@ impl Switched {
         if msr == SystemMsr::TscAux {
             return Some(self.tsc_aux());
         }
+        if msr == SystemMsr::SpecCtrl {
+            return Some(self.spec_ctrl());
+        }
         let number = LIVE_MSRS.iter().position(|live| *live == msr)?;
         Some(self.live_msr(number, msr))
     }
@@ -392,6 +443,13 @@ impl Switched {
             if self.resident && self.has_tsc_aux {
                 // SAFETY: resident means ring 0; the MSR exists and takes any 32 bits.
                 unsafe { instr::wrmsr(msr.number(), self.tsc_aux) };
+            }
+            return true;
+        }
+        if msr == SystemMsr::SpecCtrl {
+            self.spec_ctrl = value;
+            if self.resident {
+                self.write_spec_ctrl(value);
             }
             return true;
         }
@@ -419,6 +477,24 @@ impl Switched {
             unsafe { instr::rdmsr(SystemMsr::TscAux.number()) }
         } else {
             self.tsc_aux
+        }
+    }
+
+    /// SPEC_CTRL as the guest sees it.
+    fn spec_ctrl(&self) -> u64 {
+        if self.resident && self.passes_spec_ctrl {
+            // SAFETY: resident means ring 0; the MSR exists. Where it passes, the host has none of its bits.
+            unsafe { instr::rdmsr(SPEC_CTRL) }
+        } else {
+            self.spec_ctrl
+        }
+    }
+
+    /// Writes the guest's `value` with what the host needs.
+    fn write_spec_ctrl(&self, value: u64) {
+        if let Some(host) = self.host_spec_ctrl {
+            // SAFETY: called in ring 0; the MSR exists, and the host bears any value with its own bits.
+            unsafe { instr::wrmsr(SPEC_CTRL, value | host) };
         }
     }
 

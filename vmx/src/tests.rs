@@ -6,10 +6,11 @@ use crate::region::tests::HeapFrames;
 
 #[test]
 fn the_backend_says_what_guests_can_execute() {
+    let speculation = vcpu::GuestSpeculation::default();
     let haswell = Vmx::new(HASWELL.capability().unwrap(), ApicVirtualization::Off).unwrap();
-    assert_eq!(haswell.guest_features(), GuestFeatures { rdtscp: true, invpcid: true });
+    assert_eq!(haswell.guest_features(), GuestFeatures { rdtscp: true, invpcid: true, speculation });
     let arrandale = Vmx::new(ARRANDALE.capability().unwrap(), ApicVirtualization::Off).unwrap();
-    assert_eq!(arrandale.guest_features(), GuestFeatures { rdtscp: true, invpcid: false });
+    assert_eq!(arrandale.guest_features(), GuestFeatures { rdtscp: true, invpcid: false, speculation });
     assert_eq!(Vmx::NAME, "VMX");
 }
 

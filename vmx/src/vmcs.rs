@@ -12,7 +12,7 @@
 use crate::checks::{ControlState, EntryState, GuestState, HostState};
 use crate::controls::{self, Controls, Entry, Primary, Secondary};
 use crate::decode::Interruption;
-use crate::entry::{self, Context, Outcome};
+use crate::entry::{self, Arrival, Context, Outcome};
 use crate::field::{self, Area, Delicate, Field, FieldWidth, Guest, SEGMENTS};
 use crate::instr;
 use crate::region::{Frame, Region};
@@ -55,6 +55,8 @@ pub struct Vmcs {
     /// What HOST_RSP and the rest of the host-state area hold.
     host: Option<HostState>,
     addresses: Addresses,
+    /// Where exits arrive.
+    arrival: Arrival,
 }
 
 impl Vmcs {
@@ -70,12 +72,13 @@ impl Vmcs {
         cr0_mask: u64,
         cr4_mask: u64,
         addresses: Addresses,
+        arrival: Arrival,
     ) -> Result<Vmcs, OutOfFrames> {
         let mut region = Frame::<Region>::new(frames)?;
         region.revision = revision;
         // SAFETY: the caller answers for VMX operation; the region is new.
         unsafe { clear(region.physical()) };
-        let vmcs = Vmcs { region, residency: Residency::Away, host: None, addresses };
+        let vmcs = Vmcs { region, residency: Residency::Away, host: None, addresses, arrival };
         {
             let visit = vmcs.visit();
             let delicate = [
@@ -165,7 +168,7 @@ impl Vmcs {
         let loaded = unsafe { instr::vmptrld(self.region.physical()) };
         assert!(loaded.is_ok(), "a VMCS of this host can be made current");
         self.residency = Residency::Here { launched: false };
-        let host = host_state();
+        let host = host_state(self.arrival);
         let moved = self.host.is_none_or(|known| known.tr_base != host.tr_base);
         if self.host != Some(host) {
             self.write_host(&host);
@@ -232,7 +235,7 @@ impl Vmcs {
     #[inline(always)]
     pub fn enter(&mut self, context: &mut Context) -> Outcome {
         let Residency::Here { launched } = self.residency else { panic!("a vCPU runs where it is resident") };
-        // SAFETY: the VMCS is current and its host state is this CPU's, by `load`; HOST_RIP is `arrive`. That the guest stays
+        // SAFETY: the VMCS is current and its host state is this CPU's, by `load`; HOST_RIP is an [`Arrival`]. That the guest stays
         // in is the promise of whoever made the VMCS.
         unsafe { entry::enter(context, launched) }
     }
@@ -303,13 +306,18 @@ const fn tss_base(low: u64, high: u64) -> u64 {
     low >> 16 & 0xff_ffff | (low >> 56 & 0xff) << 24 | high << 32
 }
 
-/// What this CPU runs with now. Addresses of sections and stacks that do not outlive a call are left out.
-fn host_state() -> HostState {
+/// The base of this CPU's TSS.
+pub fn tr_base() -> u64 {
     let (gdt, tr) = (instr::sgdt(), instr::tr());
-    let base = gdt.base;
-    let descriptor = core::ptr::with_exposed_provenance::<[u64; 2]>(base as usize + usize::from(tr & !7));
+    let descriptor = core::ptr::with_exposed_provenance::<[u64; 2]>(gdt.base as usize + usize::from(tr & !7));
     // SAFETY: the host runs with a TSS, whose 16-byte descriptor lies in its GDT at TR.
     let [low, high] = unsafe { descriptor.read_unaligned() };
+    tss_base(low, high)
+}
+
+/// What this CPU runs with now. Addresses of sections and stacks that do not outlive a call are left out.
+fn host_state(arrival: Arrival) -> HostState {
+    let (base, tr) = (instr::sgdt().base, instr::tr());
     // SAFETY: these MSRs exist on every processor with VMX and long mode.
     let msr = |number| unsafe { instr::rdmsr(number) };
     HostState {
@@ -328,13 +336,13 @@ fn host_state() -> HostState {
         tr: tr & !7,
         fs_base: msr(IA32_FS_BASE),
         gs_base: msr(IA32_GS_BASE),
-        tr_base: tss_base(low, high),
+        tr_base: tr_base(),
         gdtr_base: base,
         idtr_base: instr::sidt().base,
         sysenter_cs: msr(IA32_SYSENTER_CS) as u32,
         sysenter_esp: msr(IA32_SYSENTER_ESP),
         sysenter_eip: msr(IA32_SYSENTER_EIP),
-        rip: entry::arrive as *const () as u64,
+        rip: arrival as *const () as u64,
     }
 }
 

@@ -14,9 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vcpu::{
     AccessKind, ApicWrite, ArchState, ControlRegister, ControlWrite, Cpuid, CpuidAnswer, EntryFailure, EoiInduced,
-    Exception, ExceptionExit, Exit, Hypercall, Instruction, Length, Mailbox, MemoryAccess, MsrRead, MsrWrite,
-    NestedInstruction, PortRead, PortString, PortWrite, Post, RawExit, ScriptedVcpu, Vcpu, Wake, Xsetbv,
+    Exception, ExceptionExit, Exit, GuestSpeculation, Hypercall, Instruction, Length, Mailbox, MemoryAccess, MsrRead,
+    MsrWrite, NestedInstruction, PortRead, PortString, PortWrite, Post, RawExit, ScriptedVcpu, Vcpu, Wake, Xsetbv,
 };
+
+/// Guests have all of it.
+const SPECULATION: GuestSpeculation =
+    GuestSpeculation { spec_ctrl: 0x87, barrier: true, arch_capabilities: Some(0x2b) };
 
 /// Steps of one script.
 const MOST_STEPS: usize = 200;
@@ -82,7 +86,7 @@ impl Pc {
         let host = Arc::new(Host { world: world.clone(), looks: AtomicU32::new(0) });
         let ram = Ram::shared();
         ram.restore();
-        let allowed = Allowed { rdtscp: true, invpcid: false, invariant_tsc: true };
+        let allowed = Allowed { rdtscp: true, invpcid: false, invariant_tsc: true, speculation: SPECULATION };
         let facts = HostFacts { cpuid: &host_cpuid, allowed, tsc_hz: 2_000_000_000 };
         let config = MachineConfig {
             memory: TOP,
