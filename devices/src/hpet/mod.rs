@@ -59,8 +59,8 @@ struct Timer {
     comparator: u64,
     period: u64,
     fsb: u64,
-    /// The counter's value, unbounded, at which the comparator matches next.
-    due: Option<u64>,
+    /// The counter's position, which does not wrap, at which the comparator matches next.
+    due: Option<u128>,
     /// The wire that this timer holds high.
     held: Option<Route>,
 }
@@ -85,26 +85,27 @@ impl Timer {
         if self.config & MODE32_CNF != 0 { u32::MAX.into() } else { u64::MAX }
     }
 
-    /// Looks for the next match from `counter` on, this moment included.
-    fn arm(&mut self, counter: u64) {
-        self.due = counter.checked_add(self.comparator.wrapping_sub(counter) & self.mask());
+    /// Looks for the next match from `position` on, this moment included.
+    fn arm(&mut self, position: u128) {
+        let ahead = self.comparator.wrapping_sub(position as u64) & self.mask();
+        self.due = Some(position.wrapping_add(ahead.into()));
     }
 
-    /// Ticks between two matches; `None` if there is only one.
-    fn step(&self) -> Option<u64> {
+    /// Ticks between two matches.
+    fn step(&self) -> u128 {
         let period = self.period & self.mask();
-        if self.is_periodic() && period != 0 { Some(period) } else { self.mask().checked_add(1) }
+        if self.is_periodic() && period != 0 { period.into() } else { u128::from(self.mask()) + 1 }
     }
 
-    /// After a match at or before `counter`: the next one lies behind it.
-    fn rearm(&mut self, matched: u64, counter: u64) {
-        self.due = self.step().and_then(|step| {
-            let earliest = if step < SHORTEST_PERIOD { counter.checked_add(SHORTEST_PERIOD)? } else { counter };
-            let steps = (earliest.saturating_sub(matched) / step).checked_add(1)?;
-            matched.checked_add(steps.checked_mul(step)?)
-        });
-        if let Some(due) = self.due.filter(|_| self.is_periodic()) {
-            self.comparator = due & self.mask();
+    /// After a match at or before `position`: the next one lies behind it.
+    fn rearm(&mut self, matched: u128, position: u128) {
+        let step = self.step();
+        let earliest = if step < SHORTEST_PERIOD.into() { position + u128::from(SHORTEST_PERIOD) } else { position };
+        let steps = earliest.saturating_sub(matched) / step + 1;
+        let due = matched.wrapping_add(steps.wrapping_mul(step));
+        self.due = Some(due);
+        if self.is_periodic() {
+            self.comparator = due as u64 & self.mask();
         }
     }
 }
@@ -149,16 +150,22 @@ impl Hpet {
         if self.is_running() { self.counter.wrapping_add(now.since(self.since) / TICK_NANOS) } else { self.counter }
     }
 
+    /// The counter as if it had no end, so that a match before its wrap and one after it can be told apart.
+    fn position_at(&self, now: Nanos) -> u128 {
+        let passed = if self.is_running() { now.since(self.since) / TICK_NANOS } else { 0 };
+        u128::from(self.counter) + u128::from(passed)
+    }
+
     /// Lets every comparator that has matched by `now` act.
     fn settle(&mut self, now: Nanos) {
         if !self.is_running() {
             return;
         }
-        let counter = self.counter_at(now);
+        let position = self.position_at(now);
         for number in 0..TIMERS {
             let Some(timer) = self.timers.get_mut(number) else { continue };
-            if let Some(due) = timer.due.filter(|due| *due <= counter) {
-                timer.rearm(due, counter);
+            if let Some(due) = timer.due.filter(|due| *due <= position) {
+                timer.rearm(due, position);
                 self.matched(number);
             }
         }
@@ -168,9 +175,11 @@ impl Hpet {
     /// Finds the next match that interrupts. Others are only seen by who reads registers, which settles them.
     fn plan(&mut self) {
         let next = self.timers.iter().filter(|timer| timer.interrupts()).filter_map(|timer| timer.due).min();
-        self.deadline = next
-            .filter(|_| self.is_running())
-            .map(|due| self.since.saturating_add(due.saturating_sub(self.counter).saturating_mul(TICK_NANOS)));
+        // What lies behind the end of time never comes.
+        self.deadline = next.filter(|_| self.is_running()).and_then(|due| {
+            let ticks = u64::try_from(due.saturating_sub(self.counter.into())).ok()?;
+            self.since.0.checked_add(ticks.checked_mul(TICK_NANOS)?).map(Nanos)
+        });
     }
 
     fn matched(&mut self, number: usize) {
@@ -324,12 +333,12 @@ impl Hpet {
 
     fn arm_all(&mut self) {
         for timer in &mut self.timers {
-            timer.arm(self.counter);
+            timer.arm(self.counter.into());
         }
     }
 
     fn write_timer(&mut self, number: usize, field: u64, value: u64, mask: u64, now: Nanos) {
-        let counter = self.counter_at(now);
+        let position = self.position_at(now);
         let has_messages = self.wires.messages.is_some();
         let Some(timer) = self.timers.get_mut(number) else { return };
         match field {
@@ -338,7 +347,7 @@ impl Hpet {
                 timer.config = (timer.config & !mask | value & mask) & writable;
                 timer.comparator &= timer.mask();
                 timer.period &= timer.mask();
-                timer.arm(counter);
+                timer.arm(position);
                 if !timer.is_level() {
                     self.status &= !(1 << number);
                 }
@@ -353,7 +362,7 @@ impl Hpet {
                     timer.period = (timer.period & !mask | value & mask) & timer.mask();
                 }
                 if is_value {
-                    timer.arm(counter);
+                    timer.arm(position);
                 }
                 timer.config &= !VAL_SET_CNF;
             }

@@ -116,6 +116,22 @@ fn a_32_bit_timer_matches_again_when_the_counter_wraps() {
 }
 
 #[test]
+fn a_64_bit_timer_matches_before_and_after_the_counter_wraps() {
+    let mut bench = Bench::new();
+    bench.write64(COUNTER, u64::MAX - 9);
+    bench.write(T0, ENABLE | PIN16);
+    bench.write64(T0 + 8, u64::MAX - 4);
+    bench.write(T1, ENABLE | PIN16);
+    bench.write64(T1 + 8, 5);
+    bench.write(GEN_CONF, 1);
+    // 100 ticks later both have matched, and the next wrap is 5,800 years away.
+    bench.at(1000);
+    assert_eq!(bench.pins[16].rising_edges(), 2);
+    assert_eq!(bench.read64(COUNTER), 90);
+    assert_eq!(bench.hpet.deadline(), None);
+}
+
+#[test]
 fn periodic_by_the_way_linux_sets_it() {
     let mut bench = Bench::new();
     bench.write(GEN_CONF, 1);
