@@ -78,9 +78,8 @@ pub fn load(script: &[u8]) {
     let payload = Payload { image: script.rest(), modules: &modules, command_line };
     RAM.with(|ram| {
         ram.written.set(0);
-        if let Ok(state) = loader::load(&payload, &layout, ram) {
-            let entry = state.rip.wrapping_add(state.segment(vcpu::SegmentName::Cs).base);
-            assert!(ram.is_ram(Gpa(entry), 1), "the guest would start at {entry:#x}, which is no RAM");
+        if let Err(error) = loader::load(&payload, &layout, ram) {
+            assert!(!error.to_string().contains('\n'), "an error is one line");
         }
     });
 }
