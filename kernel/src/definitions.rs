@@ -27,7 +27,7 @@ pub const USUAL_MEMORY: u64 = 512 << 20;
 /// RAM comes in multiples of this, in bytes.
 pub const MEMORY_STEP: u64 = 2 << 20;
 /// Most virtual CPUs of one machine.
-pub const MOST_VCPUS: u32 = 1;
+pub const MOST_VCPUS: u32 = 64;
 /// Most machines.
 pub const MOST_MACHINES: usize = 32;
 /// The share of a CPU that a machine gets where nothing is said, against others' weights; and the largest.
@@ -378,7 +378,7 @@ debug_exit = true
             ("memory", "line 3"),
             ("name = \"b\"", "line 3: duplicate key"),
             ("memory = \"1G", "line 3"),
-            ("append = \"\"\"\nlong\"\"\"\nvcpus = 7", "line 5: field 'vcpus'"),
+            ("append = \"\"\"\nlong\"\"\"\nvcpus = 700", "line 5: field 'vcpus'"),
         ] {
             let said = wrong(field);
             assert!(said.starts_with("vms.toml line ") && said.contains(words), "{field}: {said}");

@@ -4,7 +4,8 @@
 //! machine whose vCPUs the scheduler has, whatever its backend), [`Ending`]. Generic over the backend, which was picked once.
 //! Neighbours: `fleet` owns all machines, `machine` runs the guest, `scheduler` the tasks.
 //!
-//! A machine's vCPUs stop together: each one parks, and the last to park carries out the reset or the end.
+//! A machine's vCPUs stop together: each one parks, and the last to park carries out the reset or the end. After a reset
+//! each vCPU resets itself, and none runs before all have: the bootstrap processor must not find the others as they were.
 
 use crate::alarms::Slot;
 use crate::arena::Arena;
@@ -158,6 +159,8 @@ struct Gate {
     generation: u32,
     /// Where the bootstrap processor starts after a restart.
     start: Option<ArchState>,
+    /// How many have reset themselves since.
+    ready: u32,
     end: Option<End>,
     finished: u32,
     ending: Option<Ending>,
@@ -165,7 +168,7 @@ struct Gate {
 
 impl Gate {
     const fn new() -> Gate {
-        Gate { parked: 0, generation: 0, start: None, end: None, finished: 0, ending: None }
+        Gate { parked: 0, generation: 0, start: None, ready: 0, end: None, finished: 0, ending: None }
     }
 }
 
@@ -173,17 +176,27 @@ impl Gate {
 struct VcpuTask<B: Backend> {
     processor: Processor<B::Vcpu, GuestRam>,
     shared: Arc<Shared<B>>,
-    /// The generation in which it parked.
-    parked: Option<u32>,
+    parking: Parking,
     /// What it last told of its exits, and when.
     told: [u64; KINDS],
     told_at: u64,
 }
 
+/// Whether a vCPU waits at the gate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parking {
+    /// It runs.
+    No,
+    /// It parked in this generation.
+    Parked(u32),
+    /// The machine was restarted, this vCPU has reset itself, and waits for the others to do so.
+    Reset,
+}
+
 impl<B: Backend> Task for VcpuTask<B> {
     fn poll(&mut self) -> Poll {
-        if let Some(generation) = self.parked
-            && let Some(poll) = self.wait(generation)
+        if self.parking != Parking::No
+            && let Some(poll) = self.wait()
         {
             return poll;
         }
@@ -211,20 +224,33 @@ impl<B: Backend> Task for VcpuTask<B> {
 
 impl<B: Backend> VcpuTask<B> {
     /// Waits at the gate; `None` when the machine was restarted.
-    fn wait(&mut self, generation: u32) -> Option<Poll> {
+    fn wait(&mut self) -> Option<Poll> {
+        let vcpus = self.shared.plan.vcpus;
         let mut gate = self.shared.gate.lock();
-        if gate.end.is_some() && gate.parked == self.shared.plan.vcpus {
-            return Some(self.finish(&mut gate));
+        if let Parking::Parked(generation) = self.parking {
+            if gate.end.is_some() && gate.parked == vcpus {
+                return Some(self.finish(&mut gate));
+            }
+            if gate.generation == generation {
+                return Some(Poll::Blocked { until: None });
+            }
+            let start = if self.processor.core.number == 0 { gate.start.take() } else { None };
+            drop(gate);
+            self.parking = Parking::Reset;
+            self.processor.reset(start.as_ref());
+            gate = self.shared.gate.lock();
+            gate.ready += 1;
+            if gate.ready == vcpus {
+                self.shared.wakers.iter().for_each(Wake::wake);
+            }
         }
-        if gate.generation == generation {
+        if gate.ready < vcpus {
             return Some(Poll::Blocked { until: None });
         }
-        let start = if self.processor.core.number == 0 { gate.start.take() } else { None };
         drop(gate);
-        self.parked = None;
-        self.processor.reset(start.as_ref());
+        self.parking = Parking::No;
         if self.shared.cut.load(Ordering::SeqCst) {
-            // Its mailbox was emptied.
+            // The machine's reset has forgotten that.
             self.shared.machine.power().request(PowerEvent::Off);
         }
         None
@@ -233,7 +259,7 @@ impl<B: Backend> VcpuTask<B> {
     /// Comes to the gate, with the reason if this vCPU knows one. The last to come opens it.
     fn park(&mut self, end: Option<End>) -> Poll {
         let mut gate = self.shared.gate.lock();
-        self.parked = Some(gate.generation);
+        self.parking = Parking::Parked(gate.generation);
         gate.parked += 1;
         let better = matches!(end, Some(End::Stopped(_)));
         if end.is_some() && (gate.end.is_none() || better) {
@@ -243,11 +269,16 @@ impl<B: Backend> VcpuTask<B> {
             return Poll::Blocked { until: None };
         }
         if gate.end.is_none() {
-            match self.shared.restart() {
+            // All others wait, and none goes on before the generation changes.
+            drop(gate);
+            let restarted = self.shared.restart();
+            gate = self.shared.gate.lock();
+            match restarted {
                 Ok(start) => {
                     gate.start = Some(start);
                     gate.generation += 1;
                     gate.parked = 0;
+                    gate.ready = 0;
                 }
                 Err(end) => gate.end = Some(end),
             }
@@ -484,12 +515,13 @@ impl<B: Backend> Reserved<B> {
             let mut processor = machine.processor(number, vcpu, &facts, host.clone());
             processor.reset(Some(&start).filter(|_| number == 0));
             let (shared, told) = (shared.clone(), [0; KINDS]);
-            tasks.push(VcpuTask { processor, shared, parked: None, told, told_at: launched });
+            tasks.push(VcpuTask { processor, shared, parking: Parking::No, told, told_at: launched });
         }
         let mailbox = seats.first().map(|seat| seat.mailbox.clone());
         plan.console.listen(Some(Box::new(move || mailbox.iter().for_each(|mailbox| mailbox.post(Post::DEVICES)))));
         for (task, waker) in tasks.into_iter().zip(wakers) {
-            scheduler::spawn("vcpu", Role::Work, plan.weight, Box::new(task), waker);
+            let name = format!("{}, vCPU {}", plan.name, task.processor.core.number);
+            scheduler::spawn(&name, Role::Work, plan.weight, Box::new(task), waker);
         }
         Ok(shared)
     }

@@ -52,9 +52,9 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
             Ok(Exit::TaskSwitch(raw)) => self.task_switch(raw),
             Ok(Exit::InterruptWindow) => self.look_again(),
             Ok(Exit::NmiWindow) => self.look_again(),
-            Ok(Exit::HostInterrupt) => self.look_again(),
-            Ok(Exit::HostNmi) => self.look_again(),
-            Ok(Exit::RunLimit) => self.run_limit(),
+            Ok(Exit::HostInterrupt) => self.host_event(),
+            Ok(Exit::HostNmi) => self.host_event(),
+            Ok(Exit::RunLimit) => self.host_event(),
             Ok(Exit::ApicWrite(request)) => self.apic_write(request),
             Ok(Exit::EoiInduced(request)) => self.eoi_induced(request),
             Ok(Exit::Shutdown) => Err(Stop::TripleFault),
@@ -114,8 +114,8 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         Ok(Resume::enter())
     }
 
-    /// The bound has passed, and the next run needs a new one.
-    fn run_limit(&mut self) -> Handled {
+    /// The host wanted its CPU, so that its alarms may be others now; or the bound has passed. The next run needs a new one.
+    fn host_event(&mut self) -> Handled {
         self.core.armed = None;
         self.look_again()
     }

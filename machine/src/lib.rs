@@ -33,6 +33,7 @@ mod registers;
 pub mod report;
 mod run;
 mod stop;
+pub mod tsc;
 #[cfg(test)]
 mod tests;
 

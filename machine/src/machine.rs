@@ -13,6 +13,7 @@ use crate::pc::Movable;
 use crate::power::PowerLatch;
 use crate::processor::{Activity, Core, Processor, VcpuHost};
 use crate::recorder::Recorder;
+use crate::tsc::TscLine;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -88,6 +89,7 @@ pub struct Machine<M: GuestMemory> {
     pub(crate) eoi: Arc<dyn EoiSink>,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
     pub(crate) services: Services,
+    pub(crate) tsc: TscLine,
     pub(crate) pci: Arc<Mutex<PciBus>>,
     /// Set while [`Machine::move_windows`] has something to do.
     pub(crate) pci_changes: Arc<AtomicBool>,
@@ -128,6 +130,7 @@ impl<M: GuestMemory> Machine<M> {
         if let Some(partition) = &self.partition {
             partition.lock().reset();
         }
+        self.tsc.reset();
         self.power.clear();
     }
 

@@ -6,6 +6,7 @@ use crate::hyperv::{HypervConfig, Partition};
 use crate::layout::{self, gsi};
 use crate::machine::{HostFacts, Machine, MachineConfig, Services, cpuid_table};
 use crate::power::PowerLatch;
+use crate::tsc::TscLine;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -389,6 +390,7 @@ impl<M: GuestMemory> Machine<M> {
             eoi: Arc::new(IoApicEoi(ioapic)),
             mailboxes,
             services,
+            tsc: TscLine::new(facts.tsc_hz),
             pci,
             pci_changes,
             movable,

@@ -16,7 +16,7 @@ use alloc::sync::Arc;
 use devices::lapic::{ApicMode, LocalApic};
 use devices::{Nanos, PowerEvent};
 use memory::GuestMemory;
-use vcpu::{ArchState, Mailbox, Vcpu};
+use vcpu::{ArchState, Mailbox, Post, Vcpu};
 
 /// What a vCPU's run loop needs of the host that runs it.
 pub trait VcpuHost: Send + Sync {
@@ -114,8 +114,9 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         let core = &mut self.core;
         let reset = ArchState::reset(core.cpuid.signature());
         self.vcpu.set_state(state.unwrap_or(&reset));
-        self.vcpu.set_tsc(0);
         core.tsc_adjust = 0;
+        let host = self.vcpu.tsc().wrapping_sub(self.vcpu.tsc_offset());
+        self.vcpu.set_tsc_offset(core.machine.tsc.offset(0, host));
         core.apic.reset();
         if state.is_some() {
             core.apic.set_virtual_wire();
@@ -128,6 +129,10 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         core.attention = true;
         core.armed = None;
         let _ = core.mailbox.take();
+        if core.machine.power.event().is_some() {
+            // A stop that was asked for since the machine's reset was in the mailbox.
+            core.mailbox.post(Post::STOP);
+        }
         self.vcpu.request_interrupt_window(None);
         self.vcpu.request_nmi_window(false);
         self.vcpu.set_x2apic(false);

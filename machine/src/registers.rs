@@ -70,20 +70,11 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
             Place::System(_) => return Err(Refused),
             // SDM 3B 18.17.3 "Time-Stamp Counter Adjustment": both registers move together.
             Place::Tsc => {
-                let moved = value.wrapping_sub(self.vcpu.tsc());
-                core.tsc_adjust = core.tsc_adjust.wrapping_add(moved);
-                self.vcpu.set_tsc(value);
-                core.apic.tsc_changed();
-                core.attention = true;
+                let host = self.host_tsc();
+                let adjust = self.core.machine.tsc.write(self.core.number, value, host);
+                self.set_tsc_adjust(adjust);
             }
-            Place::TscAdjust => {
-                let moved = value.wrapping_sub(core.tsc_adjust);
-                core.tsc_adjust = value;
-                let now = self.vcpu.tsc();
-                self.vcpu.set_tsc(now.wrapping_add(moved));
-                core.apic.tsc_changed();
-                core.attention = true;
-            }
+            Place::TscAdjust => self.set_tsc_adjust(value),
             Place::SpecCtrl => {
                 let allowed = core.cpuid.speculation().spec_ctrl;
                 if allowed == 0 || value & !allowed != 0 {
@@ -116,6 +107,19 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
             }
         }
         Ok(())
+    }
+
+    /// The host's time-stamp counter.
+    fn host_tsc(&self) -> u64 {
+        self.vcpu.tsc().wrapping_sub(self.vcpu.tsc_offset())
+    }
+
+    fn set_tsc_adjust(&mut self, value: u64) {
+        let offset = self.core.machine.tsc.offset(value, self.host_tsc());
+        self.core.tsc_adjust = value;
+        self.vcpu.set_tsc_offset(offset);
+        self.core.apic.tsc_changed();
+        self.core.attention = true;
     }
 
     pub(crate) fn xsetbv(&mut self, request: Xsetbv, length: Length) -> Handled {

@@ -905,8 +905,12 @@ impl Vcpu for SvmVcpu {
         instr::rdtsc().wrapping_add(self.vmcb.control.tsc_offset)
     }
 
-    fn set_tsc(&mut self, value: u64) {
-        self.vmcb.control.tsc_offset = value.wrapping_sub(instr::rdtsc());
+    fn tsc_offset(&self) -> u64 {
+        self.vmcb.control.tsc_offset
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcb.control.tsc_offset = offset;
         self.changed(CleanBits::INTERCEPTS);
     }
 

@@ -574,7 +574,7 @@ proptest! {
                 Change::Cr4(value) => vcpu.set_cr4(value),
                 Change::Efer(value) => vcpu.set_efer(value),
                 Change::Msr(number, value) => vcpu.set_system_msr(SystemMsr::ALL[usize::from(number)], value),
-                Change::Tsc(value) => vcpu.set_tsc(value),
+                Change::Tsc(value) => vcpu.set_tsc_offset(value),
                 Change::Raise(vector, payload) => {
                     if let Some(exception) = Exception::from_vector(vector, None, payload) {
                         vcpu.raise(exception);

@@ -105,8 +105,10 @@ pub trait Vcpu: Send {
 
     /// The guest's time-stamp counter now.
     fn tsc(&self) -> u64;
-    /// Sets the guest's time-stamp counter.
-    fn set_tsc(&mut self, value: u64);
+    /// What the guest's time-stamp counter is ahead of the host's, modulo 2^64.
+    fn tsc_offset(&self) -> u64;
+    /// Sets what the guest's time-stamp counter is ahead of the host's. Works without residency.
+    fn set_tsc_offset(&mut self, offset: u64);
     /// Bounds the next runs: [`Exit::RunLimit`] comes at or soon after the host's TSC reaches `host_tsc`, on processors with a
     /// preemption timer. Elsewhere the host's alarm interrupt bounds runs and this does nothing.
     fn set_run_limit(&mut self, host_tsc: Option<u64>);

@@ -29,8 +29,10 @@ pub struct ScriptedVcpu {
     pub requested_nmi_window: bool,
     /// What [`Vcpu::interrupt_delivery`] says.
     pub delivery: InterruptDelivery,
-    /// The guest's TSC.
-    pub tsc: u64,
+    /// The host's TSC.
+    pub host_tsc: u64,
+    /// The last [`Vcpu::set_tsc_offset`].
+    pub tsc_offset: u64,
     /// The last run limit.
     pub run_limit: Option<u64>,
     /// Vector registers.
@@ -56,7 +58,8 @@ impl ScriptedVcpu {
             requested_window: None,
             requested_nmi_window: false,
             delivery: InterruptDelivery::Software,
-            tsc: 0,
+            host_tsc: 0,
+            tsc_offset: 0,
             run_limit: None,
             vectors: [[0; 32]; 16],
             eoi_exits: [0; 4],
@@ -190,10 +193,13 @@ impl Vcpu for ScriptedVcpu {
         self.vectors[usize::from(number & 15)][..count].copy_from_slice(&value[..count]);
     }
     fn tsc(&self) -> u64 {
-        self.tsc
+        self.host_tsc.wrapping_add(self.tsc_offset)
     }
-    fn set_tsc(&mut self, value: u64) {
-        self.tsc = value;
+    fn tsc_offset(&self) -> u64 {
+        self.tsc_offset
+    }
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
     }
     fn set_run_limit(&mut self, host_tsc: Option<u64>) {
         self.run_limit = host_tsc;

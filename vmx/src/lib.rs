@@ -1079,8 +1079,12 @@ impl Vcpu for VmxVcpu {
         instr::rdtsc().wrapping_add(self.tsc_offset)
     }
 
-    fn set_tsc(&mut self, value: u64) {
-        self.tsc_offset = value.wrapping_sub(instr::rdtsc());
+    fn tsc_offset(&self) -> u64 {
+        self.tsc_offset
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
         self.vmcs.visit().write(field::TSC_OFFSET, self.tsc_offset);
     }
 
