@@ -313,9 +313,11 @@ impl LocalApic {
         [0, 2, 4, 6].map(|index| word(index) | word(index + 1) << 32)
     }
 
+    /// Signals a request that no interrupt in service holds back. One that the task priority holds back counts: see
+    /// [`LocalApic::held_by_task_priority`].
     #[inline]
     fn signal_pending(&self) {
-        if self.highest_pending().is_some() {
+        if self.port.highest_request().is_some_and(|vector| vector >> 4 > self.port.in_service() >> 4) {
             self.port.signals().interrupt_pending();
         }
     }
@@ -332,8 +334,9 @@ impl LocalApic {
         let page = self.port.page();
         let before = page.load(offset::TPR) as u8;
         page.store(offset::TPR, value.into());
-        if value < before {
-            self.signal_pending();
+        // A request that stays held back has been signalled when it came, or when what was in service ended.
+        if value < before && self.highest_pending().is_some() {
+            self.port.signals().interrupt_pending();
         }
     }
 

@@ -265,6 +265,16 @@ fn the_processor_is_told_once_per_new_request_and_when_priority_falls() {
     machine.signals[0].taken();
     machine.cpus[0].eoi();
     assert_eq!(machine.signals[0].taken(), [Signal::Pending]);
+    assert_eq!(take(&mut machine.cpus[0]), Some(0x41));
+    machine.bus.deliver(&fixed(0, DestinationMode::Physical, 0x42));
+    machine.cpus[0].write32(TPR, 0x40);
+    machine.signals[0].taken();
+    machine.cpus[0].eoi();
+    assert_eq!(
+        machine.signals[0].taken(),
+        [Signal::Pending],
+        "only the task priority holds it back now, and CR8 may fall unseen"
+    );
 }
 
 #[test]
