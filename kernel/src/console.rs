@@ -92,9 +92,9 @@ pub fn init(platform: &acpi::Platform, destination: u32) -> bool {
     false
 }
 
-/// Makes the consoles of all machines, by name and whether they are shown, and the monitor's; once. The first that is shown
-/// has the focus.
-pub fn set_up<'a>(machines: impl Iterator<Item = (&'a str, bool)>) {
+/// Makes the consoles of all machines, by name and whether they are shown, and the monitor's; once. `focus` is the number of
+/// the one that the line shows at first, 0 for the monitor.
+pub fn set_up<'a>(machines: impl Iterator<Item = (&'a str, bool)>, focus: usize) {
     let place = |name: &str, shows, text| Place {
         name: String::from(name),
         shows,
@@ -104,7 +104,6 @@ pub fn set_up<'a>(machines: impl Iterator<Item = (&'a str, bool)>) {
     let mut places = Vec::new();
     places.push(place("monitor", true, MONITOR_TEXT));
     places.extend(machines.map(|(name, shows)| place(name, shows, if shows { MACHINE_TEXT } else { 1 })));
-    let focus = places.iter().skip(1).position(|place| place.shows).map_or(MONITOR, |position| position + 1);
     PLACES.call_once(|| places);
     FOCUS.store(focus, Ordering::SeqCst);
 }

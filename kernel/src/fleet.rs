@@ -157,7 +157,7 @@ impl Fleet {
             console::notice(format_args!("no machine is started with the host; Ctrl-A m opens the monitor"));
         } else if self.slots.len() > 1 {
             console::notice(format_args!("{} machines; Ctrl-A h tells the keys", self.slots.len()));
-            if let Some(first) = self.slots.iter().position(|slot| slot.definition.console) {
+            if let Some(first) = self.slots.iter().position(|slot| slot.definition.autostart && slot.definition.console) {
                 console::focus(first + 1);
             }
         }
@@ -203,8 +203,11 @@ impl Fleet {
                     }
                     Err(problem) => {
                         slot.state = State::Off;
+                        // Who starts one by command sees that it failed; the host's run is none the worse.
+                        if slot.definition.autostart && slot.starts == 0 {
+                            worsen(&self.outcome, Outcome::UserError);
+                        }
                         self.failed(number, &problem);
-                        worsen(&self.outcome, Outcome::UserError);
                     }
                 }
                 Poll::Yield

@@ -46,7 +46,7 @@ impl Task for Echo {
 fn echo() {
     let waker = scheduler::waker();
     let listener = waker.clone();
-    console::set_up(core::iter::empty());
+    console::set_up(core::iter::empty(), 0);
     let mut console = console::of(0);
     console.listen(Some(Box::new(move || listener.wake())));
     let _ = writeln!(console, "echo; Ctrl-A q ends");

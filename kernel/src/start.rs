@@ -189,7 +189,9 @@ fn run<B: Backend>(
     enable().unwrap_or_else(|error| refuse(error));
     smp::start(boot, platform, Box::leak(Box::new(enable)));
 
-    console::set_up(machines.iter().map(|(machine, _)| (machine.name.as_str(), machine.console)));
+    let first = machines.iter().position(|(machine, _)| machine.autostart && machine.console);
+    let consoles = machines.iter().map(|(machine, _)| (machine.name.as_str(), machine.console));
+    console::set_up(consoles, first.map_or(0, |first| first + 1));
     let waker = scheduler::waker();
     control::listen(waker.clone());
     let listener = waker.clone();
