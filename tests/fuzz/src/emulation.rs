@@ -29,13 +29,6 @@ impl Bench {
         self.count();
     }
 
-    /// The bytes from [`CODE`] on.
-    fn code(&self) -> ([u8; 15], u8) {
-        let mut bytes = [0; 15];
-        assert_eq!(self.ram.read(Gpa(CODE), &mut bytes), Ok(()));
-        (bytes, 15)
-    }
-
     fn count(&mut self) {
         self.accesses += 1;
         assert!(self.accesses <= MOST_ACCESSES, "one call accessed devices {MOST_ACCESSES} times");
@@ -112,7 +105,7 @@ pub fn play(script: &[u8]) {
         let before = bench.vcpu.state.clone();
         let code = instruction(&before, &bench.ram);
         bench.accesses = 0;
-        let outcome = without_allocating(|| run(&mut emulator, &mut bench, how, gpa));
+        let outcome = without_allocating(|| run(&mut emulator, &mut bench, &code, how, gpa));
         match outcome {
             Outcome::Complete(length) => {
                 let next = bench.vcpu.code_size().advance(bench.vcpu.rip(), length.bytes().into());
@@ -131,7 +124,7 @@ pub fn play(script: &[u8]) {
     }
 }
 
-fn run(emulator: &mut Emulator, bench: &mut Bench, how: u8, gpa: Gpa) -> Outcome {
+fn run(emulator: &mut Emulator, bench: &mut Bench, code: &[u8], how: u8, gpa: Gpa) -> Outcome {
     let kind = match how & 3 {
         0 => AccessKind::Read,
         _ => AccessKind::Write,
@@ -147,7 +140,11 @@ fn run(emulator: &mut Emulator, bench: &mut Bench, how: u8, gpa: Gpa) -> Outcome
         _ if bench.ram.is_ram(gpa, 1) => emulator.instruction(bench),
         _ => {
             // What the processor hands over where it has decode assists: the bytes that are in memory.
-            let bytes = if how & 7 == 5 { bench.code() } else { ([0; 15], 0) };
+            let mut bytes = ([0; 15], 0);
+            if how & 7 == 5 {
+                bytes.1 = code.len() as u8;
+                bytes.0[..code.len()].copy_from_slice(code);
+            }
             emulator.access(bench, &MemoryAccess { gpa, kind, in_page_walk: how & 7 == 6, bytes })
         }
     }
