@@ -72,6 +72,9 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         if self.core.machine.ram.is_ram(gpa, 1) {
             return Err(Stop::UnexpectedFault(gpa));
         }
+        if request.during_event_delivery {
+            return Err(Stop::DeliveryIntoDevice(gpa));
+        }
         if request.kind == AccessKind::Fetch && !request.in_page_walk {
             return Err(Stop::FetchOutsideMemory(gpa));
         }

@@ -32,6 +32,8 @@ pub enum Stop {
     },
     /// The guest executes code where there is no memory.
     FetchOutsideMemory(Gpa),
+    /// The processor delivers an event through device space: its frame, the IDT or a descriptor table lies there.
+    DeliveryIntoDevice(Gpa),
     /// A second-level fault on memory that is mapped: the backend and the machine disagree.
     UnexpectedFault(Gpa),
 }
@@ -61,6 +63,12 @@ impl fmt::Display for Stop {
                 "an instruction gets nowhere: it exits over and over, and what is in memory at RIP is another one",
             ),
             Stop::FetchOutsideMemory(gpa) => write!(f, "instruction fetch at {gpa}, where there is no memory"),
+            Stop::DeliveryIntoDevice(gpa) => {
+                write!(
+                    f,
+                    "event delivery into device space: the stack, IDT or GDT lies at {gpa}, where there is no memory"
+                )
+            }
             Stop::UnexpectedFault(gpa) => write!(f, "second-level fault at {gpa}, which is mapped"),
         }
     }

@@ -228,8 +228,13 @@ fn string_output_is_executed_from_memory() {
 fn an_mmio_read_is_emulated() {
     let mut bench = Bench::new();
     bench.code(&[0xa1, 0x30, 0x00, 0xe0, 0xfe]); // mov eax, [0xfee00030]
-    let access =
-        MemoryAccess { gpa: Gpa(0xfee0_0030), kind: AccessKind::Read, in_page_walk: false, bytes: ([0; 15], 0) };
+    let access = MemoryAccess {
+        gpa: Gpa(0xfee0_0030),
+        kind: AccessKind::Read,
+        in_page_walk: false,
+        during_event_delivery: false,
+        bytes: ([0; 15], 0),
+    };
     assert_eq!(bench.answer(Exit::MemoryAccess(access)), Answer::Advance(length(5)));
     assert_eq!(bench.processor.vcpu.gpr(Gpr::Rax) & 0xff, 0x14, "the local APIC's version");
 }
@@ -238,8 +243,13 @@ fn an_mmio_read_is_emulated() {
 fn an_mmio_instruction_that_cannot_be_emulated_stops_the_machine() {
     let mut bench = Bench::new();
     bench.code(&[0x0f, 0xae, 0x05, 0, 0, 0xd0, 0xfe]); // fxsave [0xfed00000]
-    let access =
-        MemoryAccess { gpa: Gpa(0xfed0_0000), kind: AccessKind::Write, in_page_walk: false, bytes: ([0; 15], 0) };
+    let access = MemoryAccess {
+        gpa: Gpa(0xfed0_0000),
+        kind: AccessKind::Write,
+        in_page_walk: false,
+        during_event_delivery: false,
+        bytes: ([0; 15], 0),
+    };
     bench.processor.vcpu.exits = [Ok(Exit::MemoryAccess(access))].into();
     match bench.processor.run() {
         Outcome::Stopped(stop @ Stop::Instruction { .. }) => {
@@ -276,6 +286,7 @@ fn access_of_nobody() -> Exit {
         gpa: Gpa(0xfed0_0000),
         kind: AccessKind::Read,
         in_page_walk: false,
+        during_event_delivery: false,
         bytes: ([0; 15], 0),
     })
 }
@@ -321,13 +332,39 @@ fn a_long_string_instruction_goes_on() {
 fn a_fault_on_ram_and_a_fetch_from_nowhere_stop_the_machine() {
     for (gpa, kind) in [(0x2000, AccessKind::Write), (0xfed0_0000, AccessKind::Fetch)] {
         let mut bench = Bench::new();
-        let access = MemoryAccess { gpa: Gpa(gpa), kind, in_page_walk: false, bytes: ([0; 15], 0) };
+        let access = MemoryAccess {
+            gpa: Gpa(gpa),
+            kind,
+            in_page_walk: false,
+            during_event_delivery: false,
+            bytes: ([0; 15], 0),
+        };
         bench.processor.vcpu.exits = [Ok(Exit::MemoryAccess(access))].into();
         let outcome = bench.processor.run();
         assert!(
             matches!(outcome, Outcome::Stopped(Stop::UnexpectedFault(at) | Stop::FetchOutsideMemory(at)) if at == Gpa(gpa)),
             "{outcome:?}"
         );
+    }
+}
+
+#[test]
+fn an_event_delivered_through_device_space_stops_the_machine() {
+    let mut bench = Bench::new();
+    bench.code(&[0xa3, 0x30, 0x00, 0xd0, 0xfe]); // mov [0xfed00030], eax: innocent
+    let access = MemoryAccess {
+        gpa: Gpa(0xfed0_0ff8),
+        kind: AccessKind::Write,
+        in_page_walk: false,
+        during_event_delivery: true,
+        bytes: ([0; 15], 0),
+    };
+    bench.processor.vcpu.exits = [Ok(Exit::MemoryAccess(access))].into();
+    match bench.processor.run() {
+        Outcome::Stopped(stop @ Stop::DeliveryIntoDevice(Gpa(0xfed0_0ff8))) => {
+            assert!(stop.to_string().starts_with("event delivery into device space"));
+        }
+        other => panic!("unexpected {other:?}"),
     }
 }
 

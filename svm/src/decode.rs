@@ -146,6 +146,7 @@ fn memory_access(exit: Facts<'_>) -> Exit {
         gpa: Gpa(exit.control.exit_info_2),
         kind,
         in_page_walk: info.table_walk(),
+        during_event_delivery: exit.control.exit_interrupt_info.valid(),
         bytes: (exit.control.instruction_bytes, exit.control.instruction_length.min(15)),
     })
 }
@@ -190,6 +191,7 @@ mod tests {
     use super::*;
     use crate::region::Frame;
     use crate::region::tests::HeapFrames;
+    use crate::vmcb::EventWord;
     use alloc::sync::Arc;
     use proptest::prelude::*;
     use vcpu::memory::Width;
@@ -267,6 +269,16 @@ mod tests {
             let Exit::MemoryAccess(access) = report(0x400, info1, 0xfee0_00b0).decode() else { panic!() };
             assert_eq!((access.gpa, access.kind, access.in_page_walk), (Gpa(0xfee0_00b0), kind, walk));
         }
+    }
+
+    #[test]
+    fn a_fault_of_event_delivery_is_told_apart_from_an_instructions() {
+        let mut exit = report(0x400, 0x1_0000_0006, 0xfee0_00b0);
+        let Exit::MemoryAccess(access) = exit.decode() else { panic!() };
+        assert!(!access.during_event_delivery);
+        exit.vmcb.control.exit_interrupt_info = EventWord::new().with_vector(0x30).with_valid(true);
+        let Exit::MemoryAccess(access) = exit.decode() else { panic!() };
+        assert!(access.during_event_delivery);
     }
 
     #[test]

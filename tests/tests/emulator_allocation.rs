@@ -86,8 +86,13 @@ fn decoding_and_executing_anything_allocates_nothing() {
         let [first, second] = opening.to_le_bytes();
         guest.ram.write(Gpa(CODE), &[first, second, 0x03, 0, 0, 0, 0, 0, 0]).unwrap();
         guest.vcpu.state.gprs.set(Gpr::Rbx, DEVICE);
-        let access =
-            MemoryAccess { gpa: Gpa(DEVICE), kind: AccessKind::Write, in_page_walk: false, bytes: ([0; 15], 0) };
+        let access = MemoryAccess {
+            gpa: Gpa(DEVICE),
+            kind: AccessKind::Write,
+            in_page_walk: false,
+            during_event_delivery: false,
+            bytes: ([0; 15], 0),
+        };
         complete += usize::from(matches!(emulator.access(&mut guest, &access), Outcome::Complete(_)));
         let _ = emulator.length(&mut guest, Exiting::ControlWrite);
     }

@@ -278,6 +278,9 @@ pub struct MemoryAccess {
     pub kind: AccessKind,
     /// True when the processor was walking the guest's own page tables.
     pub in_page_walk: bool,
+    /// True when the processor was delivering an event: its frame, the IDT or a descriptor table lies there, and no instruction at
+    /// RIP made the access. The backend has queued the event again.
+    pub during_event_delivery: bool,
     /// Instruction bytes that the hardware delivered (SVM decode assists), and how many of them count; 0 for none.
     pub bytes: ([u8; 15], u8),
 }

@@ -178,6 +178,8 @@ pub struct Gathered {
     pub cr0: u64,
     /// Whether operands are 64 bits wide.
     pub wide: bool,
+    /// Whether the exit interrupted the delivery of an event.
+    pub delivering: bool,
 }
 
 /// The exit reason's flag for an entry that failed after the host's state was given up.
@@ -428,21 +430,25 @@ fn violation(exit: &Gathered) -> Exit {
         gpa: Gpa(exit.address),
         kind,
         in_page_walk: violation.linear_valid() && !violation.final_address(),
+        during_event_delivery: exit.delivering,
         bytes: ([0; 15], 0),
     })
 }
 
 /// SDM 3C table 28-6 "Exit Qualification for APIC-Access VM Exits".
 fn apic_access(exit: &Gathered) -> Exit {
-    let kind = match exit.qualification >> 12 & 15 {
-        0 => AccessKind::Read,
-        1 => AccessKind::Write,
-        2 => AccessKind::Fetch,
-        // During event delivery, or by a physical address: no instruction that could be emulated.
+    let (kind, by_instruction) = match exit.qualification >> 12 & 15 {
+        0 => (AccessKind::Read, true),
+        1 => (AccessKind::Write, true),
+        2 => (AccessKind::Fetch, true),
+        // During event delivery, by a linear or a physical address. What it was is not said; frames are written.
+        3 | 10 => (AccessKind::Write, false),
+        // By a physical address: no instruction that could be emulated.
         _ => return Exit::Unsupported(raw(exit)),
     };
     let gpa = Gpa(APIC_BASE | exit.qualification & 0xfff);
-    Exit::MemoryAccess(MemoryAccess { gpa, kind, in_page_walk: false, bytes: ([0; 15], 0) })
+    let during_event_delivery = exit.delivering || !by_instruction;
+    Exit::MemoryAccess(MemoryAccess { gpa, kind, in_page_walk: false, during_event_delivery, bytes: ([0; 15], 0) })
 }
 
 fn control_register(exit: &Gathered, gprs: &Gprs, length: Option<Length>) -> Exit {
@@ -578,7 +584,13 @@ mod tests {
             (0x001, AccessKind::Read, false),
         ] {
             let exit = Gathered { qualification, address: 0xfec0_0010, ..gathered(Reason::EPT_VIOLATION) };
-            let expected = MemoryAccess { gpa: Gpa(0xfec0_0010), kind, in_page_walk, bytes: ([0; 15], 0) };
+            let expected = MemoryAccess {
+                gpa: Gpa(0xfec0_0010),
+                kind,
+                in_page_walk,
+                during_event_delivery: false,
+                bytes: ([0; 15], 0),
+            };
             assert_eq!(decode(&exit, &Gprs::default()), Exit::MemoryAccess(expected), "{qualification:#x}");
         }
     }
@@ -670,10 +682,30 @@ mod tests {
     }
 
     #[test]
+    fn accesses_of_event_delivery_are_told_apart_from_instructions() {
+        let delivering = |exit: &Gathered| match decode(exit, &Gprs::default()) {
+            Exit::MemoryAccess(access) => access.during_event_delivery,
+            other => panic!("unexpected {other:?}"),
+        };
+        let violation = Gathered { qualification: 0x182, address: 0xfec0_0000, ..gathered(Reason::EPT_VIOLATION) };
+        assert!(!delivering(&violation));
+        assert!(delivering(&Gathered { delivering: true, ..violation }));
+        for (access, expected) in [(0, false), (1, false), (2, false), (3, true), (10, true)] {
+            let exit = Gathered { qualification: 0xb0 | access << 12, ..gathered(Reason::APIC_ACCESS) };
+            assert_eq!(delivering(&exit), expected, "access type {access}");
+        }
+    }
+
+    #[test]
     fn apic_accesses_are_memory_accesses() {
         let exit = Gathered { qualification: 0x1_0b0 & 0xfff | 1 << 12, ..gathered(Reason::APIC_ACCESS) };
-        let expected =
-            MemoryAccess { gpa: Gpa(0xfee0_00b0), kind: AccessKind::Write, in_page_walk: false, bytes: ([0; 15], 0) };
+        let expected = MemoryAccess {
+            gpa: Gpa(0xfee0_00b0),
+            kind: AccessKind::Write,
+            in_page_walk: false,
+            during_event_delivery: false,
+            bytes: ([0; 15], 0),
+        };
         assert_eq!(decode(&exit, &Gprs::default()), Exit::MemoryAccess(expected));
         let exit = Gathered { qualification: 0x300, ..gathered(Reason::APIC_WRITE) };
         assert_eq!(decode(&exit, &Gprs::default()), Exit::ApicWrite(ApicWrite { offset: 0x300 }));
@@ -695,6 +727,7 @@ mod tests {
                     rsp: words,
                     cr0: words,
                     wide: words & 1 != 0,
+                    delivering: words & 1 != 0,
                 };
                 let _ = decode(&exit, &gprs);
                 let _ = undoes_nmi_unblocking(&exit, Interruption::new());

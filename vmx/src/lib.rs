@@ -548,12 +548,12 @@ impl VmxVcpu {
         let length = if needs.contains(Needs::LENGTH) { vmcs.read(field::EXIT_INSTRUCTION_LENGTH) } else { 0 };
         let qualification = if needs.contains(Needs::QUALIFICATION) { vmcs.read(field::EXIT_QUALIFICATION) } else { 0 };
         let address = if needs.contains(Needs::ADDRESS) { vmcs.read(field::GUEST_PHYSICAL_ADDRESS) } else { 0 };
-        let gathered = Gathered { reason, length, qualification, address, ..Gathered::default() };
+        let mut gathered = Gathered { reason, length, qualification, address, ..Gathered::default() };
         if needs.intersects(Needs::RARE) {
             return self.after_rare_exit(gathered, needs);
         }
         if needs.contains(Needs::VECTORING) {
-            self.settle_delivery(gathered);
+            self.settle_delivery(&mut gathered);
         }
         decode(&gathered, &self.context.gprs)
     }
@@ -573,7 +573,7 @@ impl VmxVcpu {
             gathered.wide = self.code_size() == CodeSize::Bits64;
         }
         if needs.contains(Needs::VECTORING) {
-            self.settle_delivery(gathered);
+            self.settle_delivery(&mut gathered);
         }
         let exit = decode(&gathered, &self.context.gprs);
         match exit {
@@ -591,11 +591,12 @@ impl VmxVcpu {
     /// An event whose delivery the exit interrupted goes back into the queue, and blocking of NMIs that an undone IRET had
     /// ended comes back. SDM 3C 28.2.3 and 28.2.4.
     #[inline(always)]
-    fn settle_delivery(&mut self, gathered: Gathered) {
+    fn settle_delivery(&mut self, gathered: &mut Gathered) {
         let vectoring = Interruption::from_bits(self.vmcs.current().read(field::VECTORING));
         if vectoring.valid() {
+            gathered.delivering = true;
             self.requeue(vectoring);
-        } else if decode::undoes_nmi_unblocking(&gathered, vectoring) {
+        } else if decode::undoes_nmi_unblocking(gathered, vectoring) {
             self.set_interruptibility(self.interruptibility() | interruptibility::NMI);
         }
     }

@@ -139,8 +139,13 @@ mod tests {
         use memory::Gpa;
         use vcpu::{Exit, MemoryAccess};
         let mut recorder = Recorder::default();
-        let access =
-            MemoryAccess { gpa: Gpa(0x1000), kind: AccessKind::Fetch, in_page_walk: false, bytes: ([0; 15], 0) };
+        let access = MemoryAccess {
+            gpa: Gpa(0x1000),
+            kind: AccessKind::Fetch,
+            in_page_walk: false,
+            during_event_delivery: false,
+            bytes: ([0; 15], 0),
+        };
         recorder.note(&Exit::MemoryAccess(access), 7);
         let entry = recorder.last().next().unwrap();
         assert_eq!(shown(entry.kind, entry.what, entry.value), "gpa=0x1000 access=fetch");

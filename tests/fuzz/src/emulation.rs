@@ -145,7 +145,8 @@ fn run(emulator: &mut Emulator, bench: &mut Bench, code: &[u8], how: u8, gpa: Gp
                 bytes.1 = code.len() as u8;
                 bytes.0[..code.len()].copy_from_slice(code);
             }
-            emulator.access(bench, &MemoryAccess { gpa, kind, in_page_walk: how & 7 == 6, bytes })
+            let (in_page_walk, during_event_delivery) = (how & 7 == 6, false);
+            emulator.access(bench, &MemoryAccess { gpa, kind, in_page_walk, during_event_delivery, bytes })
         }
     }
 }

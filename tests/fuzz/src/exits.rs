@@ -110,6 +110,7 @@ pub fn vmx(script: &[u8]) {
         rsp: script.value(),
         cr0: script.value(),
         wide: script.flag(),
+        delivering: false,
     };
     let gprs = gprs(&mut script);
     let vectoring = Interruption::from_bits(script.u32());

@@ -256,7 +256,13 @@ fn exit(script: &mut Input<'_>) -> Result<Exit, EntryFailure> {
             };
             let bytes = if how & 8 != 0 { (script.array(), how >> 4) } else { ([0; 15], 0) };
             let gpa = Gpa(guest::address(script));
-            Exit::MemoryAccess(MemoryAccess { gpa, kind, in_page_walk: how & 0x30 == 0x30, bytes })
+            Exit::MemoryAccess(MemoryAccess {
+                gpa,
+                kind,
+                in_page_walk: how & 0x30 == 0x30,
+                during_event_delivery: how & 0x40 != 0,
+                bytes,
+            })
         }
         9 => Exit::Cpuid(Cpuid { leaf: script.value() as u32, subleaf: script.value() as u32, length: length(script) }),
         10..=11 => Exit::MsrRead(MsrRead { msr: msr(script), length: length(script).or(two) }),

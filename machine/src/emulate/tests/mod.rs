@@ -227,7 +227,13 @@ impl Bench {
     /// Emulates the instruction at RIP as the answer to an exit on `gpa`.
     pub fn access(&mut self, gpa: u64, kind: AccessKind) -> Outcome {
         let mut emulator = self.emulator.take().unwrap();
-        let request = MemoryAccess { gpa: Gpa(gpa), kind, in_page_walk: false, bytes: ([0; 15], 0) };
+        let request = MemoryAccess {
+            gpa: Gpa(gpa),
+            kind,
+            in_page_walk: false,
+            during_event_delivery: false,
+            bytes: ([0; 15], 0),
+        };
         let outcome = emulator.access(self, &request);
         self.emulator = Some(emulator);
         outcome
