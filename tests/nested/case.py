@@ -23,10 +23,11 @@ LOG_LINES_SHOWN = 20
 class Case:
     """A guest, the options it runs with and what must come of it.
 
-    `script` is run by a Linux guest as its only work; else `guest` names a tiny guest of tests/guests, else the guest is the default
-    shell. `status` is the exit status that scripts/run must have. `wanted` texts must appear on the console in this order, `unwanted`
+    `script` is run by a Linux guest as its only work, with `files` (name to bytes or path) beside it; else `guest` names a tiny guest of
+    tests/guests, else the guest is the default shell. `kernel` and `initrd` bring other images. `status` is the exit status that scripts/run must have. `wanted` texts must appear on the console in this order, `unwanted`
     ones must not. `alone` keeps other machines from running at the same time. A `command` is a whole command line of the front door
     `tool`, with `environment` added; what it must say is in `said`. `unavailable` says why this machine cannot run the case, if so.
+    `vms` writes a vms.toml and what it names into a folder. A `slow` case runs only when it is named.
     """
 
     name: str
@@ -45,6 +46,15 @@ class Case:
     tool: str = "run"
     environment: dict = field(default_factory=dict)
     unavailable: Callable[[], str] | None = None
+    kernel: Callable[[], Path] | None = None
+    initrd: Callable[[], Path] | None = None
+    files: Callable[[], dict] | None = None
+    vms: Callable[[Path], Path] | None = None
+    slow: bool = False
+
+    def obstacle(self) -> str:
+        """Why this machine cannot run the case; empty if it can."""
+        return self.unavailable() if self.unavailable else ""
 
 
 def folder_of(case: Case) -> Path:
@@ -61,15 +71,25 @@ def prepare(cases: list) -> None:
     if any(not case.guest for case in cases):
         guests.kernel()
         guests.shell_initramfs()
+    for case in cases:
+        if not case.obstacle():
+            for bring in filter(None, (case.kernel, case.initrd, case.files)):
+                bring()
 
 
 def options_of(case: Case, hypervisor: Path) -> Options:
     """The options of a case's run."""
     folder = folder_of(case)
     fields = {"timeout": case.timeout, "log": str(folder / "log"), "stats": str(folder / "stats.json"), **case.options}
+    if case.vms is not None:
+        fields["vms"] = str(case.vms(folder))
+    if case.kernel is not None:
+        fields["kernel"] = str(case.kernel())
+    if case.initrd is not None:
+        fields["initrd"] = str(case.initrd())
     if case.script is not None:
-        fields["initrd"] = str(guests.script_initramfs(case.script, folder / "initrd"))
-    elif case.guest is not None:
+        fields["initrd"] = str(guests.script_initramfs(case.script, folder / "initrd", case.files() if case.files else None))
+    elif case.guest is not None and case.vms is None:
         from . import tiny  # pylint: disable=import-outside-toplevel
 
         fields["kernel"] = str(tiny.image(case.guest))
