@@ -187,7 +187,7 @@ impl Pc {
             }
             _ => {
                 let cpu = &mut self.cpus[which];
-                cpu.vcpu.set_tsc(script.value());
+                cpu.vcpu.set_tsc_offset(script.value());
                 cpu.vcpu.set_rflags(script.u32().into());
             }
         }
