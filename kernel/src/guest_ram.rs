@@ -58,6 +58,8 @@ pub struct Owner {
 pub struct GuestRam {
     /// Sorted, not overlapping.
     extents: Vec<Extent>,
+    /// The same, the largest first, for that is where most accesses go.
+    by_size: Vec<Extent>,
     owner: Owner,
     /// Bytes known to be zero, counted through the extents.
     clear: AtomicU64,
@@ -95,7 +97,9 @@ impl GuestRam {
         for pair in extents.windows(2) {
             assert!(pair[0].gpa + pair[0].length <= pair[1].gpa, "guest RAM does not overlap");
         }
-        Self { extents, owner, clear: AtomicU64::new(0), used: AtomicBool::new(false) }
+        let mut by_size = extents.clone();
+        by_size.sort_unstable_by_key(|extent| core::cmp::Reverse(extent.length));
+        Self { extents, by_size, owner, clear: AtomicU64::new(0), used: AtomicBool::new(false) }
     }
 
     /// Clears up to `bytes` more, in whole pages. True when all of the RAM is clear. To be called while no guest has it.
@@ -136,10 +140,10 @@ impl GuestRam {
         self.extents.iter().map(|extent| extent.length).sum()
     }
 
-    /// The part of `length` bytes at `gpa` that the first extent holds.
+    /// The first part of `length` bytes at `gpa` that one extent holds.
     #[inline]
     fn piece(&self, gpa: u64, length: usize) -> Option<Piece> {
-        self.extents.iter().find_map(|extent| {
+        self.by_size.iter().find_map(|extent| {
             let offset = gpa.checked_sub(extent.gpa)?;
             let rest = extent.length.checked_sub(offset).filter(|&rest| rest > 0)?;
             let length = usize::try_from(rest).unwrap_or(usize::MAX).min(length);

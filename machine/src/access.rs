@@ -1,7 +1,7 @@
 //! Exits that reach ports and memory, and those that need the instruction decoded.
 
 use crate::context::ExitContext;
-use crate::emulate::{self, Context, Emulator, Exiting, Outcome};
+use crate::emulate::{self, Context, Emulator, Encoding, Exiting, Outcome};
 use crate::processor::Processor;
 use crate::run::Handled;
 use crate::stop::Stop;
@@ -115,7 +115,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         expected: Exiting,
         handler: impl FnOnce(&mut Self, R, Length) -> Handled,
     ) -> Handled {
-        let length = match request.length().or_else(|| self.plain_length(expected)) {
+        let length = match request.length().or_else(|| self.plain_length(expected.encoding()?)) {
             Some(length) => length,
             None => {
                 let (emulator, mut context) = self.emulation();
@@ -132,7 +132,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
 
     /// Without a request in it, so that there is one of it for all.
     #[inline(never)]
-    fn plain_length(&mut self, expected: Exiting) -> Option<Length> {
+    fn plain_length(&mut self, expected: Encoding) -> Option<Length> {
         Emulator::plain_length(&self.emulation().1, expected)
     }
 }

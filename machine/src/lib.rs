@@ -33,9 +33,9 @@ mod registers;
 pub mod report;
 mod run;
 mod stop;
-pub mod tsc;
 #[cfg(test)]
 mod tests;
+pub mod tsc;
 
 pub use machine::{HostFacts, Machine, MachineConfig, Services};
 pub use pc::{BuildError, Seat};

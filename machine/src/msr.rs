@@ -158,10 +158,29 @@ static TABLE: &[Row] = &[
     range(0xc001_1020, 0xc001_102f, Maker::Amd, Place::Stored(Slot::AmdConfiguration)),
 ];
 
+/// For each MSR up to the x2APIC's the first row that does not end before it, so that the hot ones are not searched for.
+static LOW_ROWS: [u8; 0x900] = {
+    let mut rows = [0; 0x900];
+    let mut msr = 0;
+    let mut at = 0;
+    while msr < rows.len() {
+        if TABLE[at].last < msr as u32 {
+            at += 1;
+        } else {
+            rows[msr] = at as u8;
+            msr += 1;
+        }
+    }
+    rows
+};
+
 /// Where `msr` lives for a guest of this vendor; [`Refused`] if it has none.
 #[inline]
 pub fn place(msr: u32, vendor: Vendor) -> Result<Place, Refused> {
-    let at = TABLE.partition_point(|row| row.last < msr);
+    let at = match LOW_ROWS.get(msr as usize) {
+        Some(&number) => number.into(),
+        None => TABLE.partition_point(|row| row.last < msr),
+    };
     let row = TABLE.get(at).filter(|row| row.first <= msr).ok_or(Refused)?;
     let there = match row.maker {
         Maker::Both => true,

@@ -51,6 +51,23 @@ pub enum Exiting {
     ControlWrite,
 }
 
+/// The usual encoding of an instruction.
+#[derive(Clone, Copy)]
+pub struct Encoding {
+    /// Its bytes, first one lowest.
+    bytes: u32,
+    /// How many, 1 to 4.
+    length: Length,
+}
+
+impl Encoding {
+    /// Whether `bytes`, first one lowest, begin with it.
+    #[inline]
+    const fn begins(self, bytes: u32) -> bool {
+        (bytes ^ self.bytes) << (32 - 8 * self.length.bytes() as u32) == 0
+    }
+}
+
 impl Exiting {
     /// What a decoded instruction is, if it is one of these.
     pub(super) fn of(instruction: &Instruction) -> Option<Exiting> {
@@ -80,10 +97,10 @@ impl Exiting {
         })
     }
 
-    /// The usual encoding, first byte lowest, and its length; 0 where the forms vary.
+    /// The usual encoding; `None` where the forms vary.
     #[inline]
-    const fn encoding(self) -> (u32, u8) {
-        match self {
+    pub const fn encoding(self) -> Option<Encoding> {
+        let (bytes, length) = match self {
             Exiting::Cpuid => (0xa2_0f, 2),
             Exiting::Rdmsr => (0x32_0f, 2),
             Exiting::Wrmsr => (0x30_0f, 2),
@@ -100,6 +117,10 @@ impl Exiting {
             Exiting::Hypercall => (0xd9_01_0f, 3),
             Exiting::Xsetbv => (0xd1_01_0f, 3),
             Exiting::Invpcid | Exiting::Invlpg | Exiting::ControlWrite => (0, 0),
+        };
+        match Length::new(length) {
+            Some(length) => Some(Encoding { bytes, length }),
+            None => None,
         }
     }
 }
@@ -107,11 +128,9 @@ impl Exiting {
 impl Emulator {
     /// The length of the instruction at RIP, which the exit said to be `expected`, where its usual encoding is there and easy
     /// to fetch. `None` leaves the rest to [`Emulator::length`].
-    #[inline(always)]
-    pub fn plain_length<C: Context>(context: &C, expected: Exiting) -> Option<Length> {
-        let (encoding, bytes) = expected.encoding();
-        let ones = u32::MAX >> (32 - 8 * u32::from(bytes)).min(31);
-        if fetch::first_bytes(context)? & ones == encoding { Length::new(bytes) } else { None }
+    #[inline]
+    pub fn plain_length<C: Context>(context: &C, expected: Encoding) -> Option<Length> {
+        if expected.begins(fetch::first_bytes(context)?) { Some(expected.length) } else { None }
     }
 
     /// The length of the instruction at RIP, which the exit said to be `expected`.

@@ -34,7 +34,7 @@ mod vectors;
 mod walk;
 
 pub use disassemble::disassemble;
-pub use length::Exiting;
+pub use length::{Encoding, Exiting};
 pub use walk::{PagingLimits, Privilege, translate};
 
 use cache::Cache;

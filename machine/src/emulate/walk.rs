@@ -20,6 +20,14 @@ pub struct PagingLimits {
     pub gigabyte_pages: bool,
 }
 
+impl PagingLimits {
+    /// The bits that no entry's address may have.
+    #[inline]
+    fn reserved(self) -> u64 {
+        entry::ADDRESS & u64::MAX << self.physical_address_bits.clamp(32, 52)
+    }
+}
+
 /// On whose behalf memory is accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privilege {
@@ -90,60 +98,69 @@ pub(super) fn translate_plain<C: Context>(
     if context.cpu().cr0() & cr0::PG == 0 {
         return Some(Gpa(linear & 0xffff_ffff));
     }
-    plain(context, linear, kind, privilege)
+    plain(context.cpu(), context.memory(), context.paging_limits(), linear, kind, privilege)
 }
 
 /// The plain case of 4-level paging, which each exit of a 64-bit guest meets: every entry is present, valid and marked, the
 /// rights are there and no key takes part. `None` leaves the rest, faults included, to the whole walk.
 #[inline(never)]
-fn plain<C: Context>(context: &C, linear: u64, kind: AccessKind, privilege: Privilege) -> Option<Gpa> {
-    let cpu = context.cpu();
+fn plain(
+    cpu: &impl Vcpu,
+    memory: &(impl GuestMemory + ?Sized),
+    limits: PagingLimits,
+    linear: u64,
+    kind: AccessKind,
+    privilege: Privilege,
+) -> Option<Gpa> {
     let (cr4, efer) = (cpu.cr4(), cpu.efer());
     if efer & efer::LMA == 0 || cr4 & cr4::LA57 != 0 {
         return None;
     }
-    let limits = context.paging_limits();
-    let mut table = cpu.cr3() & entry::ADDRESS;
-    let mut all = u64::MAX;
-    let mut any = 0;
-    let mut shift = 39;
-    let leaf = loop {
-        let at = table | (linear >> shift & 0x1ff) << 3;
-        let value = context.memory().load(Gpa(at), Width::Qword).ok()?;
-        all &= value;
-        any |= value;
-        if value & entry::PRESENT == 0 {
-            return None;
-        }
-        if shift == 12 || value & entry::LARGE != 0 {
-            break value;
-        }
-        table = value & entry::ADDRESS;
-        shift -= 9;
+    // An entry that is not present leads nowhere or to other RAM; either is found out in the end.
+    let entry = |table: u64, shift: u32| {
+        let at = table & entry::ADDRESS | linear >> (shift - 3) & 0xff8;
+        memory.load(Gpa(at), Width::Qword).ok()
     };
-    let offset = (1u64 << shift) - 1;
-    let mut reserved = entry::ADDRESS & u64::MAX << limits.physical_address_bits.clamp(32, 52);
-    if efer & efer::NXE == 0 {
-        reserved |= entry::NO_EXECUTE;
-    }
-    let misplaced = shift > 12 && (shift > 30 || leaf & offset & 0xffff_e000 != 0);
-    let keyed = leaf & entry::KEY != 0 && cr4 & (cr4::PKE | cr4::PKS) != 0;
-    if any & reserved != 0 || misplaced || keyed || (shift == 30 && !limits.gigabyte_pages) {
-        return None;
-    }
-    let mut needed = entry::ACCESSED;
+    let top = entry(cpu.cr3(), 39)?;
+    let upper = entry(top, 30)?;
+    let (mut any, mut all) = (top | upper, top & upper);
+    let (leaf, offset, reserved_in_leaf) = if upper & entry::LARGE != 0 {
+        (upper, 0x3fff_ffff, if limits.gigabyte_pages { 0x3fff_e000 } else { entry::LARGE })
+    } else {
+        let lower = entry(upper, 21)?;
+        (any, all) = (any | lower, all & lower);
+        if lower & entry::LARGE != 0 {
+            (lower, 0x1f_ffff, 0x1f_e000)
+        } else {
+            let last = entry(lower, 12)?;
+            (any, all) = (any | last, all & last);
+            (last, 0xfff, 0)
+        }
+    };
+    let mut forbidden = limits.reserved();
+    let mut needed = entry::PRESENT | entry::ACCESSED;
+    let mut needed_in_leaf = 0;
     match kind {
         AccessKind::Read => {}
-        AccessKind::Write => needed |= entry::WRITABLE,
-        AccessKind::Fetch if any & entry::NO_EXECUTE != 0 => return None,
-        AccessKind::Fetch => {}
+        AccessKind::Write => {
+            needed |= entry::WRITABLE;
+            needed_in_leaf = entry::DIRTY;
+        }
+        AccessKind::Fetch => forbidden |= entry::NO_EXECUTE,
+    }
+    if efer & efer::NXE == 0 {
+        forbidden |= entry::NO_EXECUTE;
     }
     if privilege == Privilege::User {
         needed |= entry::USER;
     } else if all & entry::USER != 0 && cr4 & (cr4::SMEP | cr4::SMAP) != 0 {
         return None;
     }
-    if all & needed != needed || (kind == AccessKind::Write && leaf & entry::DIRTY == 0) {
+    let keyed = cr4 & (cr4::PKE | cr4::PKS) != 0 && leaf & entry::KEY != 0;
+    if any & forbidden | top & entry::LARGE | leaf & reserved_in_leaf != 0
+        || needed & !all | needed_in_leaf & !leaf != 0
+        || keyed
+    {
         return None;
     }
     Some(Gpa(leaf & entry::ADDRESS & !offset | linear & offset))
@@ -197,7 +214,7 @@ impl<C: Context> Walk<'_, C> {
     /// Entries of 8 bytes: PAE (3 levels), 4 or 5 levels. `None`: an entry changed meanwhile.
     fn wide(&self, root: u64, levels: usize) -> Result<Option<Gpa>, Stop> {
         let limits = self.context.paging_limits();
-        let mut always_reserved = entry::ADDRESS & (u64::MAX << limits.physical_address_bits.clamp(32, 52));
+        let mut always_reserved = limits.reserved();
         if levels == PAE_LEVELS {
             always_reserved |= entry::HIGH;
         }
