@@ -1,5 +1,5 @@
 """All nested cases, in the order in which they run."""
 
-from . import contract, linux, roads
+from . import contract, linux, programs, reports, roads, several, stock
 
-ALL = [*contract.CASES, *linux.CASES, *roads.CASES]
+ALL = [*contract.CASES, *programs.CASES, *reports.CASES, *linux.CASES, *roads.CASES, *several.CASES, *stock.CASES]

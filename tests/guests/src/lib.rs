@@ -28,6 +28,7 @@
 
 #![no_std]
 
+pub mod acpi;
 pub mod apic;
 pub mod clock;
 pub mod cpu;
@@ -43,6 +44,7 @@ pub mod power;
 pub mod report;
 pub mod rtc;
 pub mod serial;
+pub mod smp;
 pub mod trap;
 pub mod user;
 
