@@ -106,6 +106,7 @@ def parser() -> OneLineParser:
     script.add_argument("--send", metavar="TEXT", help="what to type then, followed by Enter; its echo does not count for --expect")
     record = p.add_argument_group("what to keep")
     record.add_argument("--log", metavar="FILE", help="write the hypervisor's own log there")
+    record.add_argument("--report", metavar="FILE", help="if a VM is stopped, write its report there as text, and as JSON to FILE.json; only JSON if FILE ends so")
     record.add_argument("--stats", metavar="FILE", help="write JSON there: exits by reason, times, instructions if counted, memory")
     return p
 
@@ -114,7 +115,7 @@ def checked(arguments: list) -> Options:
     """The options, or a UserError that says in one line what is wrong."""
     given = parser().parse_args(arguments)
     readable_guest(given)
-    for option, file in (("--log", given.log), ("--stats", given.stats)):
+    for option, file in (("--log", given.log), ("--report", given.report), ("--stats", given.stats)):
         if file is not None:
             writable_place(option, file)
     for option in ("expect", "expect_first", "send"):

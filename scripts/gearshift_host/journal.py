@@ -1,7 +1,7 @@
 """The hypervisor's own log, and what a run learns from it.
 
-Lines with a meaning: `STATS {json}` at the end of a run; a VM's stop report between `REPORT BEGIN` and `REPORT END`; `ERROR text`
-for something the user must change; `PANIC` opens a crash dump that goes on to the end; `ENDED 0x10` says how the hypervisor ended,
+Lines with a meaning: `STATS {json}` at the end of a run; a VM's stop report between `REPORT BEGIN name` and `REPORT END`, and
+`REPORT JSON {json}` with the same; `ERROR text` for something the user must change; `PANIC` opens a crash dump that goes on to the end; `ENDED 0x10` says how the hypervisor ended,
 with the value that it writes to the debug-exit port. A line may carry a time stamp or level before these words.
 """
 
@@ -10,6 +10,7 @@ import json
 import re
 
 PANIC_LINES_SHOWN = 80
+EXITS_SHOWN = 16
 
 
 class Ending(enum.Enum):
@@ -43,10 +44,38 @@ class Journal:
                 continue
         return None
 
+    def reports(self) -> list:
+        """The stop reports of all VMs, as (name, text)."""
+        return [(name.strip(), text.rstrip("\n")) for name, text in re.findall(r"REPORT BEGIN([^\n]*)\n(.*?)^[^\n]*REPORT END", self.text, re.S | re.M)]
+
     def report(self) -> str:
         """The stop reports of all VMs, as written; empty if none."""
-        blocks = re.findall(r"REPORT BEGIN[^\n]*\n(.*?)^[^\n]*REPORT END", self.text, re.S | re.M)
-        return "\n".join(block.rstrip("\n") for block in blocks)
+        return "\n".join(text for _, text in self.reports())
+
+    def brief_report(self) -> str:
+        """As `report`, with only the newest of each vCPU's exits."""
+        kept: list = []
+        exits: list = []
+        for line in [*self.report().splitlines(), ""]:
+            if line.startswith("    ") and re.match(r" *the last \d+ of \d+ exits", kept[-1] if kept else ""):
+                exits.append(line)
+                continue
+            if len(exits) > EXITS_SHOWN:
+                kept.append(f"    ... {len(exits) - EXITS_SHOWN} older ones: run with --report FILE to keep them")
+            kept += exits[-EXITS_SHOWN:]
+            exits = []
+            kept.append(line)
+        return "\n".join(kept[:-1])
+
+    def report_objects(self) -> list:
+        """The stop reports of all VMs as the hypervisor's JSON has them; one that was torn is left out."""
+        found = []
+        for text in re.findall(r"\bREPORT JSON (\{.*\})", self.text):
+            try:
+                found.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return found
 
     def user_error(self) -> str:
         """The hypervisor's last `ERROR` line; empty if none."""

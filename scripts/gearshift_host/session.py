@@ -58,6 +58,7 @@ class Options:
     icount: bool = False
     log: str | None = None
     stats: str | None = None
+    report: str | None = None
     kvm: bool = False
     cpu_model: str = ""
     hypervisor_options: str = ""
@@ -397,6 +398,8 @@ class Session:
         try:
             if self.options.log:
                 Path(self.options.log).write_bytes(bytes(self._log))
+            if self.options.report:
+                write_reports(Path(self.options.report), outcome.journal)
             if self.options.stats:
                 record = {
                     **(outcome.statistics or {}),
@@ -473,9 +476,20 @@ def end_process(process: subprocess.Popen) -> None:
             process.wait()
 
 
+def write_reports(place: Path, log: Journal) -> None:
+    """Keeps the reports of stopped VMs: as text, and as JSON beside it with `.json` added; or as JSON alone if the name ends so."""
+    as_json = json.dumps(log.report_objects(), indent=2) + "\n"
+    if place.suffix == ".json":
+        place.write_text(as_json, encoding="utf-8")
+        return
+    texts = [f"virtual machine {name}\n{text}\n" if name else f"{text}\n" for name, text in log.reports()]
+    place.write_text("\n".join(texts) or "no virtual machine was stopped\n", encoding="utf-8")
+    place.with_name(place.name + ".json").write_text(as_json, encoding="utf-8")
+
+
 def show_ending(outcome: Outcome) -> None:
     """Tells the user what a run left behind: a VM's report, a crash dump, a summary of the exits."""
-    report = outcome.journal.report()
+    report = outcome.journal.brief_report()
     if report:
         print(report, file=sys.stderr)
     if outcome.ending is Ending.PANIC or (outcome.journal.panic() and outcome.status):

@@ -1,11 +1,15 @@
 """The hypervisor's log, cpio archives, and options."""
 
+import json
+import tempfile
 import unittest
+from pathlib import Path
 
 from gearshift_host import cpio
 from gearshift_host.commandline import checked, size
 from gearshift_host.errors import UserError
 from gearshift_host.journal import Ending, Journal, ending_of_qemu_status
+from gearshift_host.session import write_reports
 
 
 class JournalTest(unittest.TestCase):
@@ -18,6 +22,32 @@ class JournalTest(unittest.TestCase):
 
     def test_report(self):
         self.assertEqual(Journal(b"x\r\nREPORT BEGIN\r\nexit: triple fault\r\nrip 0\r\nREPORT END\r\ny").report(), "exit: triple fault\nrip 0")
+
+    def test_reports_of_several_machines(self):
+        journal = Journal(b'REPORT BEGIN one\nvCPU 0 stopped: a\nREPORT END\nREPORT JSON {"machine":"one"}\nREPORT BEGIN two\nb\nREPORT END\nREPORT JSON {"mach')
+        self.assertEqual(journal.reports(), [("one", "vCPU 0 stopped: a"), ("two", "b")])
+        self.assertEqual(journal.report_objects(), [{"machine": "one"}])
+
+    def test_brief_report_keeps_the_newest_exits(self):
+        exits = "".join(f"    cpuid rip {number}\n" for number in range(20))
+        text = f"vCPU 0 stopped: a\n  the last 20 of 99 exits, oldest first:\n{exits}vCPU 1, halted\n    rip 0: x\n  the last 1 of 1 exits, oldest first:\n    hlt\n"
+        brief = Journal(f"REPORT BEGIN one\n{text}REPORT END\n".encode()).brief_report().splitlines()
+        self.assertEqual(brief[2], "    ... 4 older ones: run with --report FILE to keep them")
+        self.assertEqual(brief[3:5], ["    cpuid rip 4", "    cpuid rip 5"])
+        self.assertEqual(brief[-4:], ["vCPU 1, halted", "    rip 0: x", "  the last 1 of 1 exits, oldest first:", "    hlt"])
+
+    def test_report_files(self):
+        journal = Journal(b'REPORT BEGIN one\nvCPU 0 stopped: a\nREPORT END\nREPORT JSON {"machine":"one"}\n')
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "report"
+            write_reports(place, journal)
+            self.assertEqual(place.read_text(), "virtual machine one\nvCPU 0 stopped: a\n")
+            self.assertEqual(json.loads((Path(folder) / "report.json").read_text()), [{"machine": "one"}])
+            alone = Path(folder) / "alone.json"
+            write_reports(alone, journal)
+            self.assertEqual(json.loads(alone.read_text()), [{"machine": "one"}])
+            write_reports(place, Journal(b""))
+            self.assertEqual(place.read_text(), "no virtual machine was stopped\n")
 
     def test_no_report(self):
         self.assertEqual(Journal(b"REPORT BEGIN\nnever ended\n").report(), "")

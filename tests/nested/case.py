@@ -17,6 +17,7 @@ from gearshift_host.session import Options, Outcome, Session
 
 CONSOLE_LINES_SHOWN = 25
 LOG_LINES_SHOWN = 20
+LINE_SHOWN = 300
 
 
 @dataclass
@@ -80,7 +81,8 @@ def prepare(cases: list) -> None:
 def options_of(case: Case, hypervisor: Path) -> Options:
     """The options of a case's run."""
     folder = folder_of(case)
-    fields = {"timeout": case.timeout, "log": str(folder / "log"), "stats": str(folder / "stats.json"), **case.options}
+    fields = {"timeout": case.timeout, "log": str(folder / "log"), "report": str(folder / "report"), "stats": str(folder / "stats.json"),
+              **case.options}
     if case.vms is not None:
         fields["vms"] = str(case.vms(folder))
     if case.kernel is not None:
@@ -113,7 +115,7 @@ def run(case: Case, hypervisor: Path) -> str:
     if not problem:
         return ""
     shown = outcome.text().splitlines()[-CONSOLE_LINES_SHOWN:]
-    log = outcome.journal.text.splitlines()[-LOG_LINES_SHOWN:]
+    log = [line[:LINE_SHOWN] for line in outcome.journal.text.splitlines()[-LOG_LINES_SHOWN:]]
     parts = [problem, f"(files in {folder})", "console, last lines:", *shown, "hypervisor's log, last lines:", *log]
     return "\n".join("  " + line for part in parts for line in part.splitlines())
 
