@@ -58,7 +58,7 @@ class Bundle:
     """Packages that are fetched and unpacked together.
 
     `suites` are names in the mirror, of which those ending in -security come from its security archive; `prefer` is the one
-    whose versions win; without `closure` the dependencies are left out.
+    whose versions win; without `closure` the dependencies are left out. `members` are tar patterns of what is unpacked, all if empty.
     """
 
     name: str
@@ -67,10 +67,12 @@ class Bundle:
     packages: tuple
     prefer: str = ""
     closure: bool = True
+    members: tuple = ()
 
     def key(self) -> str:
         """A name that changes with the definition of the bundle."""
-        text = repr((LAYOUT, self.mirror.distribution, self.suites, self.packages, self.prefer, self.closure))
+        chosen = (self.members,) if self.members else ()
+        text = repr((LAYOUT, self.mirror.distribution, self.suites, self.packages, self.prefer, self.closure, *chosen))
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -268,14 +270,16 @@ class PrivateApt:
             self.run("apt-get", *target, "download", *self.bundle.packages)
         return sorted(self.downloads.glob("*.deb"))
 
-    def dependency(self, package: str, pattern: str) -> str:
-        """The first package that `package` depends on and whose name matches `pattern`."""
+    def dependency(self, package: str, pattern: str, fallback: str | None = None) -> str:
+        """The first package that `package` depends on and whose name matches `pattern`; `fallback`, if given, where there is none."""
         target = ["-t", self.bundle.prefer] if self.bundle.prefer else []
         for line in self.run("apt-cache", *target, "show", package).splitlines():
             if line.startswith("Depends:"):
                 for name in re.findall(r"[a-z0-9][a-z0-9+.-]+", line[len("Depends:"):]):
                     if re.fullmatch(pattern, name):
                         return name
+        if fallback is not None:
+            return fallback
         raise UserError(f"{package} depends on nothing like {pattern}", 3)
 
 
@@ -291,19 +295,21 @@ def cache_lock():
         yield
 
 
-def unpack(files: list, tree: Path) -> None:
-    """Unpacks .deb files into one tree with a merged /usr."""
+def unpack(files: list, tree: Path, members: tuple = ()) -> None:
+    """Unpacks .deb files, or what of them matches the patterns, into one tree with a merged /usr."""
     for name in ("bin", "sbin", "lib", "lib64"):
         (tree / "usr" / name).mkdir(parents=True, exist_ok=True)
         (tree / name).symlink_to(f"usr/{name}")
     for file in files:
         reader = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE)
         writer = subprocess.run(
-            ["tar", "-C", str(tree), "-x", "--keep-directory-symlink", "--no-same-owner", "--no-same-permissions"],
+            ["tar", "-C", str(tree), "-x", "--keep-directory-symlink", "--no-same-owner", "--no-same-permissions",
+             *(["--wildcards", *members] if members else [])],
             stdin=reader.stdout, capture_output=True, text=True,
         )
         reader.stdout.close()
-        if reader.wait() != 0 or writer.returncode != 0:
+        # tar calls a pattern that matches nothing an error; whoever asks for members looks whether they came.
+        if reader.wait() != 0 or writer.returncode != 0 and not members:
             raise UserError(f"cannot unpack {file.name}: {writer.stderr.strip()[-300:]}", 3)
 
 
@@ -321,7 +327,7 @@ def installed(bundle: Bundle, what: str) -> Path:
             files = apt.download()
         with step(f"unpacking {what.partition(' (')[0]}"):
             shutil.rmtree(place, ignore_errors=True)
-            unpack(files, place / "tree")
+            unpack(files, place / "tree", bundle.members)
             (place / "complete").write_text("".join(f"{file.name}\n" for file in files))
             shutil.rmtree(apt.downloads)
     return place / "tree"

@@ -47,3 +47,12 @@ def tiny_guest(name: str) -> Path:
     if not image.exists():
         raise UserError(f"tests/guests has no guest named {name}", 3)
     return image
+
+
+def linux_program(name: str) -> Path:
+    """A static Linux program of tests/linux_programs, for a guest's initramfs."""
+    setup.rust()
+    target = paths.cargo_target() / "linux-programs"
+    cargo("build", "--release", "--target", setup.TARGET, "--target-dir", str(target), what="building the guests' programs",
+          folder=paths.REPOSITORY / "tests/linux_programs")
+    return target / setup.TARGET / "release" / name

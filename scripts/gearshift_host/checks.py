@@ -155,7 +155,7 @@ def run_nested(cases: list, jobs: int, tally: Tally) -> None:
     failed_names = []
 
     def attempt(case) -> None:
-        obstacle = case.unavailable() if case.unavailable else ""
+        obstacle = case.obstacle()
         if obstacle:
             tally.skipped += 1
             print(f"skipped {case.name}: {obstacle}", flush=True)
@@ -233,14 +233,14 @@ def main(arguments: list) -> int:
             for name, stage in STAGES.items():
                 print(f"{name:<28} {(stage.__doc__ or '').strip()}")
             for case in cases:
-                print(f"{case.name:<28} {case.about}")
+                print(f"{case.name:<28} {case.about}{' (slow: only by name)' if case.slow else ''}")
             return 0
         wanted = chosen(given.names, available) if given.names else available
         setup.rust()
         for name in STAGES:
             if name in wanted:
                 run_stage(name, tally)
-        nested = [case for case in cases if case.name in wanted]
+        nested = [case for case in cases if case.name in wanted and (not case.slow or case.name in given.names)]
         if nested and not given.quick:
             run_nested(nested, max(1, given.jobs), tally)
     except UserError as error:

@@ -112,32 +112,34 @@ def neighbours(name: str, about: str, role: str, check, *weights: str) -> Case:
 
 def clocks_right(outcome: Outcome) -> str:
     """Both guests counted as many seconds as the host between two questions."""
-    asked = outcome.moments[-5:-1]
-    said = [(int(date), float(up)) for date, up in re.findall(r"TIME (\d+) ([\d.]+)", outcome.text())]
-    if len(said) != 4:
-        return f"{len(said)} answers, not 4"
-    for guest in (0, 1):
-        host = asked[guest + 2] - asked[guest]
-        date, uptime = (said[guest + 2][i] - said[guest][i] for i in (0, 1))
+    heard = [outcome.moments[number] for number, step in enumerate(CLOCKS) if step.text.startswith("\nTIME-")]
+    said = {label: (int(date), float(up)) for label, date, up in re.findall(r"\nTIME-(\w) (\d+) ([\d.]+)", outcome.text())}
+    if sorted(said) != list("abcd"):
+        return f"answers to {sorted(said)}, not to all four questions"
+    for guest, first, second, host in (("one", "a", "c", heard[2] - heard[0]), ("two", "b", "d", heard[3] - heard[1])):
+        date, uptime = (said[second][i] - said[first][i] for i in (0, 1))
         if abs(date - host) > CLOCK_TOLERANCE_SECONDS + 1 or abs(uptime - host) > CLOCK_TOLERANCE_SECONDS:
-            return f"guest {guest + 1} counted {date} s by date, {uptime:.2f} s by uptime, where the host counted {host:.2f} s"
+            return f"{guest} counted {date} s by date, {uptime:.2f} s by uptime, where the host counted {host:.2f} s"
     return ""
 
 
-def ask_time(line: bytes = b"") -> Step:
-    """Waits for a prompt and asks the guest for its time."""
-    return Step(PROMPT, say=line + b"echo TIME $(date +%s) $(cut -d' ' -f1 /proc/uptime)\r")
+def ask_time(label: str) -> tuple:
+    """Asks the guest for its time when it prompts, and waits for its answer."""
+    question = f"echo TIME-{label} $(date +%s) $(cut -d' ' -f1 /proc/uptime)\r"
+    return Step("", say=b"\r"), Step(PROMPT, say=question.encode()), Step(f"\nTIME-{label} ")
 
 
-BUSY = b"while :; do :; done &\r"
-# Two looks at the clocks of two busy guests, each behind the echo of the question; the last step waits for the last answer.
+def switch_to(number: int, name: str) -> tuple:
+    """Moves the focus."""
+    return Step("", say=keys(str(number))), Step(f"console of {name}]")
+
+
+BUSY = Step(PROMPT, say=b"while :; do :; done &\r")
+# Two looks at the clocks of two busy guests.
 CLOCKS = (
-    Step(PROMPT, say=BUSY), Step(PROMPT, say=keys("2")), Step("console of two]"), Step(PROMPT, say=BUSY), Step(PROMPT, say=keys("1")),
-    Step("console of one]"), Step(PROMPT, say=b"\r"),
-    ask_time(), Step("\nTIME ", say=keys("2")), Step("console of two]"), Step(PROMPT, say=b"\r"),
-    ask_time(), Step("\nTIME ", pause=CLOCK_SECONDS, say=keys("1")), Step("console of one]"), Step(PROMPT, say=b"\r"),
-    ask_time(), Step("\nTIME ", say=keys("2")), Step("console of two]"), Step(PROMPT, say=b"\r"),
-    ask_time(), Step("\nTIME "), Step(PROMPT),
+    BUSY, *switch_to(2, "two"), BUSY, *switch_to(1, "one"),
+    *ask_time("a"), *switch_to(2, "two"), *ask_time("b"), Step("", pause=CLOCK_SECONDS),
+    *switch_to(1, "one"), *ask_time("c"), *switch_to(2, "two"), *ask_time("d"), Step(PROMPT),
 )
 
 FOCUS = (
