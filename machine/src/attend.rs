@@ -23,8 +23,13 @@ const EXTERNAL_PRIORITY: u8 = 0xff;
 impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
     /// Deals with everything that is pending. `Some` if the vCPU must not enter the guest now.
     pub(crate) fn attend(&mut self) -> Option<Outcome> {
-        self.core.attention = false;
         let (posts, page) = self.core.mailbox.take();
+        // What an interrupt needs is a look at the interrupt controllers alone: whatever moves a deadline wants attention, and
+        // the host takes its CPU back by an exit, which does too.
+        if !core::mem::take(&mut self.core.attention) && posts == Post::INTERRUPT {
+            self.deliver_interrupt();
+            return None;
+        }
         if posts.contains(Post::STOP)
             && let Some(event) = self.core.machine.power.event()
         {

@@ -24,6 +24,7 @@ impl<V: Vcpu, M: GuestMemory> ExitContext<'_, V, M> {
     #[inline]
     fn accessed(&mut self, accessed: Accessed) {
         if accessed == Accessed::DeadlineChanged {
+            self.machine.note_deadline();
             if self.number == 0 {
                 *self.attention = true;
             } else {

@@ -16,7 +16,7 @@ use crate::recorder::Recorder;
 use crate::tsc::TscLine;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use devices::lapic::{ApicBus, ApicFeatures, ApicWires, LocalApic, Role, TscTime};
 use devices::pci::PciBus;
 use devices::pic::Pic;
@@ -67,6 +67,9 @@ pub struct Services {
     pub debug_output: Arc<dyn ByteSink>,
 }
 
+/// No device has to act by itself.
+pub(crate) const NEVER: u64 = u64::MAX;
+
 /// One virtual machine but for its vCPUs.
 pub struct Machine<M: GuestMemory> {
     pub(crate) config: MachineConfig,
@@ -81,6 +84,10 @@ pub struct Machine<M: GuestMemory> {
     pub(crate) memory: Bus,
     /// Every device, to be reset; those with deadlines first.
     pub(crate) devices: Vec<SharedDevice>,
+    /// When the first of them has to act, in nanoseconds, as of the last look; [`NEVER`] if none has to.
+    pub(crate) deadline: AtomicU64,
+    /// That has changed since.
+    pub(crate) deadline_changed: AtomicBool,
     /// The console UART among them.
     pub(crate) console: SharedDevice,
     pub(crate) partition: Option<Mutex<Partition>>,
@@ -120,6 +127,7 @@ impl<M: GuestMemory> Machine<M> {
     /// The console's source has new bytes. Called by the bootstrap processor's task or any host task.
     pub fn console_has_input(&self) {
         self.console.expire(self.services.clock.now());
+        self.note_deadline();
     }
 
     /// Platform reset of everything but the vCPUs. RAM keeps its contents, as on a PC.
@@ -127,6 +135,7 @@ impl<M: GuestMemory> Machine<M> {
         for device in &self.devices {
             device.reset();
         }
+        self.note_deadline();
         if let Some(partition) = &self.partition {
             partition.lock().reset();
         }
@@ -197,16 +206,26 @@ impl<M: GuestMemory> Machine<M> {
 
     /// Lets the shared devices act on what is due at `now`; the next moment at which one has to.
     pub(crate) fn expire(&self, now: Nanos) -> Option<Nanos> {
-        let mut next = None;
-        for device in &self.devices {
-            if device.deadline().is_some_and(|at| at <= now) {
-                device.expire(now);
-            }
-            if let Some(at) = device.deadline() {
-                next = Some(next.map_or(at, |earliest: Nanos| earliest.min(at)));
-            }
+        let changed =
+            self.deadline_changed.load(Ordering::Relaxed) && self.deadline_changed.swap(false, Ordering::Acquire);
+        if changed || self.deadline.load(Ordering::Relaxed) <= now.0 {
+            let next = self.devices.iter().filter_map(|device| {
+                if device.deadline()? <= now {
+                    device.expire(now);
+                }
+                device.deadline()
+            });
+            self.deadline.store(next.min().map_or(NEVER, |at| at.0), Ordering::Relaxed);
         }
-        next
+        match self.deadline.load(Ordering::Relaxed) {
+            NEVER => None,
+            nanos => Some(Nanos(nanos)),
+        }
+    }
+
+    /// A device has another deadline since an access. Heeded by the next [`Machine::expire`].
+    pub(crate) fn note_deadline(&self) {
+        self.deadline_changed.store(true, Ordering::Release);
     }
 
     pub(crate) fn post_to_bootstrap(&self, what: Post) {

@@ -4,13 +4,13 @@ use crate::control::ControlPolicy;
 use crate::emulate::PagingLimits;
 use crate::hyperv::{HypervConfig, Partition};
 use crate::layout::{self, gsi};
-use crate::machine::{HostFacts, Machine, MachineConfig, Services, cpuid_table};
+use crate::machine::{HostFacts, Machine, MachineConfig, NEVER, Services, cpuid_table};
 use crate::power::PowerLatch;
 use crate::tsc::TscLine;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use devices::acpi_pm::{AcpiMode, AcpiPm, TimerWidth};
 use devices::debug_exit::DebugExit;
 use devices::debugcon::DebugConsole;
@@ -383,6 +383,8 @@ impl<M: GuestMemory> Machine<M> {
             ports: buses.ports,
             memory: buses.memory,
             devices: buses.devices,
+            deadline: AtomicU64::new(NEVER),
+            deadline_changed: AtomicBool::new(true),
             console,
             partition: hyperv_config.map(|config| Mutex::new(Partition::new(config))),
             hyperv_config,
