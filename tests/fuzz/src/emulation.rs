@@ -1,13 +1,13 @@
-//! One instruction for the emulator: any bytes, any state, any page tables.
+//! One instruction for the emulator: any bytes, any state, any page tables; and the walk of those tables.
 
 use crate::guest::{self, CODE, Ram, SharedRam};
 use crate::heap::without_allocating;
 use crate::input::Input;
-use machine::emulate::{Context, Emulator, Exiting, Outcome, PagingLimits};
-use machine::report::paging::instruction;
+use machine::emulate::{Context, Emulator, Exiting, Outcome, PagingLimits, Privilege, Stop, translate};
+use machine::report::paging::{End, Walk, instruction};
 use memory::{Gpa, GuestMemory, Width};
 use std::cell::Cell;
-use vcpu::{AccessKind, MemoryAccess, PortString, ScriptedVcpu, Vcpu};
+use vcpu::{AccessKind, CodeSize, Exception, MemoryAccess, PortString, ScriptedVcpu, Vcpu};
 
 /// Most device accesses of one call, a chunk of a repeated string instruction included.
 const MOST_ACCESSES: u32 = 20_000;
@@ -148,5 +148,49 @@ fn run(emulator: &mut Emulator, bench: &mut Bench, code: &[u8], how: u8, gpa: Gp
             let (in_page_walk, during_event_delivery) = (how & 7 == 6, false);
             emulator.access(bench, &MemoryAccess { gpa, kind, in_page_walk, during_event_delivery, bytes })
         }
+    }
+}
+
+/// Translates addresses by the emulator's walk and by the report's, which was written apart from it: where the one finds a
+/// page, so does the other, and what is not present faults.
+pub fn walk(script: &[u8]) {
+    let mut script = Input::new(script);
+    let ram = Ram::shared();
+    ram.restore();
+    let how = script.u8();
+    let limits = PagingLimits { physical_address_bits: 36 + (how >> 4), gigabyte_pages: how & 8 != 0 };
+    let state = guest::state(&mut script);
+    while script.flag() && !script.is_empty() {
+        guest::write_ram(&mut script, &ram);
+    }
+    let mut bench = Bench { vcpu: guest::vcpu(state), ram, limits, accesses: 0, patience: Cell::new(1), answer: 0 };
+    while !script.is_empty() {
+        let choice = script.u8();
+        let mut linear = guest::address(&mut script);
+        if bench.vcpu.code_size() != CodeSize::Bits64 {
+            linear &= 0xffff_ffff;
+        }
+        let kind = [AccessKind::Read, AccessKind::Write, AccessKind::Fetch][usize::from(choice % 3)];
+        let privilege = [Privilege::User, Privilege::Supervisor, Privilege::Implicit][usize::from(choice / 3 % 3)];
+        let shown = Walk::new(&bench.vcpu.state, &bench.ram, "linear", linear).end;
+        if shown == End::NotCanonical {
+            // The caller's to refuse.
+            continue;
+        }
+        let found = without_allocating(|| translate(&bench, linear, kind, privilege));
+        match (found, shown) {
+            (Ok(gpa), End::Ram(other) | End::Device(other)) => {
+                assert_eq!(gpa.0, other, "{linear:#x}");
+                assert!(bench.ram.is_ram(gpa, 1) == (shown == End::Ram(other)));
+            }
+            (Err(Stop::Fault(exception)), _) => assert_eq!(exception.vector(), Exception::PF, "{linear:#x}"),
+            (Err(Stop::Refused(_)), End::Ram(_) | End::Device(_)) => {}
+            (Err(Stop::Refused(_)), End::TableOutsideRam) => {}
+            (found, shown) => panic!("{linear:#x}: {found:?}, but the report says {shown:?}"),
+        }
+        if choice & 0x80 != 0 {
+            guest::write_ram(&mut script, &bench.ram);
+        }
+        bench.vcpu.set_rflags(bench.vcpu.rflags() ^ u64::from(choice & 0x40 != 0) * vcpu::rflags::AC);
     }
 }
