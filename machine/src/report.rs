@@ -126,14 +126,11 @@ impl Report {
     }
 
     /// The report of the machine called `machine` as one JSON object on one line.
-    pub fn json(&self, machine: &str) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write_json(machine, &mut out);
-        out
+    pub fn json<'a>(&'a self, machine: &'a str) -> Json<'a> {
+        Json { report: self, machine }
     }
 
-    fn write_json(&self, machine: &str, out: &mut String) -> fmt::Result {
+    fn write_json(&self, machine: &str, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{{\"machine\":\"{}\",\"reason\":\"{}\",", Escaped(machine), Escaped(&self.reason))?;
         write!(out, "\"vcpu\":{},", self.vcpu)?;
         if let Some(violated) = self.violated {
@@ -143,19 +140,18 @@ impl Report {
             write!(out, "\"raw\":{{\"code\":\"{:#x}\",", raw.code)?;
             write!(out, "\"info1\":\"{:#x}\",\"info2\":\"{:#x}\"}},", raw.info1, raw.info2)?;
         }
-        out.push_str("\"processors\":");
+        out.write_str("\"processors\":")?;
         list(out, &self.processors, |out, processor| processor.write_json(out))?;
-        out.push('}');
-        Ok(())
+        out.write_str("}")
     }
 }
 
 impl ProcessorReport {
-    fn write_json(&self, out: &mut String) -> fmt::Result {
+    fn write_json(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = &self.state;
         write!(out, "{{\"number\":{},\"activity\":\"{}\",", self.number, self.activity())?;
         write!(out, "\"instruction\":\"{}\",\"bytes\":\"{}\",", Escaped(&self.instruction), self.bytes())?;
-        out.push_str("\"registers\":{");
+        out.write_str("\"registers\":{")?;
         for register in Gpr::ALL {
             write!(out, "\"{}\":\"{:#x}\",", name(register), state.gprs.get(register))?;
         }
@@ -186,25 +182,38 @@ impl ProcessorReport {
             for Field { name, value } in fields::of(exit) {
                 write!(out, ",\"{name}\":\"{value}\"")?;
             }
-            out.push('}');
-            Ok(())
+            out.write_str("}")
         })?;
-        out.push('}');
-        Ok(())
+        out.write_str("}")
+    }
+}
+
+/// A report as JSON. Written piece by piece: it can be longer than what the heap should have to give in one.
+pub struct Json<'a> {
+    report: &'a Report,
+    machine: &'a str,
+}
+
+impl fmt::Display for Json<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.report.write_json(self.machine, f)
     }
 }
 
 /// Writes a JSON array.
-fn list<T>(out: &mut String, items: &[T], mut write: impl FnMut(&mut String, &T) -> fmt::Result) -> fmt::Result {
-    out.push('[');
+fn list<T>(
+    out: &mut fmt::Formatter<'_>,
+    items: &[T],
+    mut write: impl FnMut(&mut fmt::Formatter<'_>, &T) -> fmt::Result,
+) -> fmt::Result {
+    out.write_str("[")?;
     for (at, item) in items.iter().enumerate() {
         if at > 0 {
-            out.push(',');
+            out.write_str(",")?;
         }
         write(out, item)?;
     }
-    out.push(']');
-    Ok(())
+    out.write_str("]")
 }
 
 impl fmt::Display for Report {

@@ -257,7 +257,7 @@ fn an_mmio_instruction_that_cannot_be_emulated_stops_the_machine() {
             assert!(report.processors[0].instruction.contains("fxsave"), "{report}");
             assert_eq!(report.processors[0].bytes.len(), 7);
             assert!(report.to_string().contains("last exit: memory_access"), "{report}");
-            let json = report.json("a\"b");
+            let json = report.json("a\"b").to_string();
             assert!(json.starts_with("{\"machine\":\"a\\\"b\",\"reason\":"), "{json}");
             let exit = "{\"kind\":\"memory_access\",\"rip\":\"0x1000\",\"gpa\":\"0xfed00000\",\"access\":\"write\"}";
             assert!(json.contains(exit), "{json}");
@@ -275,7 +275,7 @@ fn a_refused_entry_is_reported_with_the_violated_check() {
     let Outcome::Stopped(stop) = bench.processor.run() else { panic!("it was refused") };
     let report = crate::report::Report::new(&stop, &bench.processor);
     assert!(report.to_string().contains("violated check: CR0.NW is set with CR0.CD clear\n"), "{report}");
-    let json = report.json("vm");
+    let json = report.json("vm").to_string();
     let raw = "\"raw\":{\"code\":\"0xffffffffffffffff\",\"info1\":\"0x1\",\"info2\":\"0x2\"}";
     assert!(json.contains("\"violated\":\"CR0.NW is set with CR0.CD clear\"") && json.contains(raw), "{json}");
 }

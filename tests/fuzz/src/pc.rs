@@ -141,7 +141,7 @@ impl Pc {
             Outcome::Power(_) => self.restart(&ArchState::reset(0x0080_0f12)),
             Outcome::Stopped(stop) => {
                 let report = Report::new(&stop, cpu);
-                assert!(!report.json("vm").contains('\n'), "the JSON report is one line");
+                assert!(!report.json("vm").to_string().contains('\n'), "the JSON report is one line");
                 assert!(report.to_string().contains(&stop.to_string()), "the report says why");
                 self.restart(&ArchState::reset(0x0080_0f12));
             }
