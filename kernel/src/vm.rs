@@ -135,6 +135,8 @@ const HEAP_FOR_MACHINE: usize = 512 << 10;
 const HEAP_FOR_VCPU: usize = 256 << 10;
 /// How often a vCPU tells what it did, in nanoseconds.
 const TELL_EVERY: u64 = 250 * MILLISECOND;
+/// A restart within so many nanoseconds of the one before is not told, lest a guest floods the log.
+const TELL_RESTART_EVERY: u64 = 1000 * MILLISECOND;
 
 /// What all vCPUs of one machine share on the host.
 struct Shared<B: Backend> {
@@ -145,6 +147,8 @@ struct Shared<B: Backend> {
     gate: Lock<Gate>,
     /// The power was cut from outside: a restart that is under way comes to nothing.
     cut: AtomicBool,
+    /// When it was restarted last.
+    restarted_at: AtomicU64,
     exits: [AtomicU64; KINDS],
     cpu_time: AtomicU64,
     /// Kept for their memory: the tables that the hardware walks, and the arena behind them and the vCPUs.
@@ -323,7 +327,11 @@ impl<B: Backend> Shared<B> {
     /// Platform reset, and the kernel loaded anew.
     fn restart(&self) -> Result<ArchState, End> {
         self.machine.reset();
-        info!("{}: the guest restarts", self.plan.name);
+        let now = clock::now();
+        let told = self.restarted_at.swap(now, Ordering::SeqCst);
+        if told == 0 || now.saturating_sub(told) >= TELL_RESTART_EVERY {
+            info!("{}: the guest restarts", self.plan.name);
+        }
         let started = direct_boot::prepare(&self.plan.boot, self.machine.config(), self.machine.ram());
         if self.cut.load(Ordering::SeqCst) {
             return Err(End::PoweredOff);
@@ -500,6 +508,7 @@ impl<B: Backend> Reserved<B> {
             launched,
             gate: Lock::new(Gate::new()),
             cut: AtomicBool::new(false),
+            restarted_at: AtomicU64::new(0),
             exits: [const { AtomicU64::new(0) }; KINDS],
             cpu_time: AtomicU64::new(0),
             second_level: Lock::new(second_level),
