@@ -109,8 +109,8 @@ def tools() -> tuple:
 
 
 def fuzz() -> tuple:
-    """Some seconds of each fuzz target."""
-    return fuzzing.fuzz(FUZZ_SECONDS, PARALLEL_MACHINES, fuzzing.targets())
+    """Some seconds of each fuzz target, the same inputs each time (not with --quick)."""
+    return fuzzing.fuzz(FUZZ_SECONDS, PARALLEL_MACHINES, fuzzing.targets(), repeatable=True)
 
 
 STAGES = {"fmt": fmt, "clippy": clippy, "clippy-bare": clippy_bare, "docs": docs, "arrows": check_arrows, "tools": tools, "host": host, "fuzz": fuzz}
@@ -217,7 +217,7 @@ def main(arguments: list) -> int:
     """Runs scripts/test and returns its exit status."""
     p = OneLineParser(prog="scripts/test", description="Checks Gearshift; the last line says how many tests passed and failed.", allow_abbrev=False)
     p.add_argument("names", nargs="*", metavar="NAME", help="run only the stages and nested cases of this name, or whose name contains it")
-    p.add_argument("--quick", action="store_true", help="no emulator: leave out the nested cases")
+    p.add_argument("--quick", action="store_true", help="leave out the nested cases, which need emulators, and the fuzz targets")
     p.add_argument("--list", action="store_true", help="list the stages and the nested cases")
     p.add_argument("--fuzz", metavar="SECONDS", type=positive, help="only fuzz, each target so long; NAME chooses targets then")
     p.add_argument("--jobs", metavar="N", type=int, default=min(PARALLEL_MACHINES, os.cpu_count() or 1), help="machines at once (default: %(default)s)")
@@ -238,7 +238,7 @@ def main(arguments: list) -> int:
         wanted = chosen(given.names, available) if given.names else available
         setup.rust()
         for name in STAGES:
-            if name in wanted:
+            if name in wanted and not (given.quick and name == "fuzz"):
                 run_stage(name, tally)
         nested = [case for case in cases if case.name in wanted and (not case.slow or case.name in given.names)]
         if nested and not given.quick:

@@ -8,6 +8,7 @@ import concurrent.futures
 import os
 import re
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +50,22 @@ def build_targets() -> Path:
     return target / "x86_64-unknown-linux-gnu/release"
 
 
-def run_target(programs: Path, name: str, seconds: int) -> Ran:
-    """Runs one target for so many seconds."""
-    place = paths.cargo_target() / "fuzz"
-    corpus, found = place / "corpus" / name, place / "found" / name
+def run_target(programs: Path, name: str, seconds: int, repeatable: bool) -> Ran:
+    """Runs one target for so many seconds; repeatable: from the seeds alone and in the same order each time."""
+    if repeatable:
+        with tempfile.TemporaryDirectory() as corpus:
+            return run_over(Path(corpus), programs, name, seconds, ["-seed=1"])
+    return run_over(paths.cargo_target() / "fuzz/corpus" / name, programs, name, seconds, [])
+
+
+def run_over(corpus: Path, programs: Path, name: str, seconds: int, options: list) -> Ran:
+    """Runs one target over the inputs in `corpus` and new ones, which it keeps there."""
+    found = paths.cargo_target() / "fuzz/found" / name
     for folder in (corpus, found):
         folder.mkdir(parents=True, exist_ok=True)
     longest = LONGEST_IMAGE if name == "guest_image" else LONGEST_INPUT
     command = [programs / name, corpus, f"-max_total_time={seconds}", f"-max_len={longest}", f"-timeout={INPUT_SECONDS}", "-print_final_stats=1",
-               f"-rss_limit_mb={MEMORY_MIB}", f"-artifact_prefix={found}/"]
+               f"-rss_limit_mb={MEMORY_MIB}", f"-artifact_prefix={found}/", *options]
     seeds = FOLDER / "seeds" / name
     if seeds.is_dir():
         command.append(seeds)
@@ -78,12 +86,12 @@ def run_target(programs: Path, name: str, seconds: int) -> Ran:
     return Ran(name, inputs, "\n".join(kept[-LINES_SHOWN:]) or f"ended with status {process.returncode}")
 
 
-def fuzz(seconds: int, jobs: int, chosen: list) -> tuple:
+def fuzz(seconds: int, jobs: int, chosen: list, repeatable: bool = False) -> tuple:
     """Runs the chosen targets: (how many passed, how many failed, what to show)."""
     programs = build_targets()
     with interrupts_raised(), concurrent.futures.ThreadPoolExecutor(min(jobs, os.cpu_count() or 1)) as pool:
         try:
-            results = list(pool.map(lambda name: run_target(programs, name, seconds), chosen))
+            results = list(pool.map(lambda name: run_target(programs, name, seconds, repeatable), chosen))
         except BaseException:
             for process in list(RUNNING):
                 end_process(process)
