@@ -191,6 +191,7 @@ pub fn walk(script: &[u8]) {
         if choice & 0x80 != 0 {
             guest::write_ram(&mut script, &bench.ram);
         }
-        bench.vcpu.set_rflags(bench.vcpu.rflags() ^ u64::from(choice & 0x40 != 0) * vcpu::rflags::AC);
+        let alignment = if choice & 0x40 != 0 { vcpu::rflags::AC } else { 0 };
+        bench.vcpu.set_rflags(bench.vcpu.rflags() ^ alignment);
     }
 }
