@@ -2,7 +2,7 @@
 //!
 //! Manuals: AMD APM volume 3 (24594, revision 3.36), appendix E.4.6 "Function 8000_0008h" and 8000_0021h; APM volume 2 (24593,
 //! revision 3.42), 3.2.9 "Speculation Control MSRs", 15.37 "SPEC_CTRL virtualization". Neighbour: `capability` calls
-//! [`derive`]. Nothing here touches the processor.
+//! [`derive()`]. Nothing here touches the processor.
 //!
 //! AMD's processors have neither L1TF nor MDS. Without automatic IBRS the return stack is refilled after exits; nothing keeps
 //! guests' predictions from the host's indirect branches then, for the host is not compiled with retpolines.

@@ -81,7 +81,7 @@ class OptionsTest(unittest.TestCase):
         self.assertEqual([size(text) for text in ("128M", "512", "2G", "65536k", "1GiB")], [128 << 20, 512 << 20, 2 << 30, 64 << 20, 1 << 30])
 
     def test_refusals(self):
-        for arguments in (["--memory", "17M"], ["--vcpus", "2"], ["--cpu", "intel", "--boot", "pvh"], ["--cpu", "intel", "--boot", "grub-uefi"], ["--medium", "usb"], ["--send", "x"], ["--expect", ""],
+        for arguments in (["--memory", "17M"], ["--vcpus", "0"], ["--cpu", "intel", "--boot", "pvh"], ["--cpu", "intel", "--boot", "grub-uefi"], ["--medium", "usb"], ["--send", "x"], ["--expect", ""],
                           ["--timeout", "0"], ["--log", "/nonexistent/x"], ["--mem", "128M"]):
             with self.assertRaises(UserError, msg=str(arguments)) as caught:
                 checked(arguments)

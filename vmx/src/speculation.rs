@@ -1,7 +1,7 @@
 //! What an Intel processor reports about speculation, and what follows.
 //!
 //! Manuals: Intel SDM 2A (December 2024, 325383-086), CPUID leaf 07H; SDM 4 (335592-086), 2.1 "Architectural MSRs",
-//! IA32_ARCH_CAPABILITIES. Neighbour: `capability` calls [`derive`]. Nothing here touches the processor.
+//! IA32_ARCH_CAPABILITIES. Neighbour: `capability` calls [`derive()`]. Nothing here touches the processor.
 //!
 //! Stale MMIO data is no leak here: no guest reaches a real device's registers. Without enhanced IBRS nothing keeps guests'
 //! predictions from the host's indirect branches, for the host is not compiled with retpolines.
