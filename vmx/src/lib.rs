@@ -76,6 +76,8 @@ const CR3_KEEP: u64 = 1 << 63;
 const FLUSH_CMD: u32 = 0x10b;
 /// FLUSH_CMD.L1D_FLUSH.
 const L1D_FLUSH: u64 = 1 << 0;
+/// The shortest run by the preemption timer, in host TSC ticks.
+const LEAST_RUN: u64 = 1024;
 /// The type of a busy 64-bit TSS.
 const BUSY_TSS: u8 = 11;
 
@@ -515,8 +517,8 @@ impl VmxVcpu {
     /// Has the preemption timer run out when the host's TSC reaches the deadline.
     #[inline(always)]
     fn set_timer(&self, deadline: u64) {
-        let ticks = deadline.saturating_sub(instr::rdtsc()) >> self.shared.capability.misc.timer_shift();
-        self.vmcs.current().write(field::PREEMPTION_TIMER, ticks.min(u32::MAX.into()) as u32);
+        let ticks = timer_ticks(deadline, instr::rdtsc(), self.shared.capability.misc.timer_shift());
+        self.vmcs.current().write(field::PREEMPTION_TIMER, ticks);
     }
 
     /// Everything before the entry. An exit that needs no entry is returned.
@@ -775,6 +777,15 @@ impl VmxVcpu {
         self.due.set(Due::THRESHOLD, windows.threshold != 0);
         self.windows = windows;
     }
+}
+
+/// The preemption timer's value for a run that starts `now` and ends at `deadline`, in host TSC ticks. A limit that has passed
+/// leaves the guest [`LEAST_RUN`] all the same: one whose timer expires faster than an exit takes would stand still else.
+#[inline(always)]
+fn timer_ticks(deadline: u64, now: u64, shift: u8) -> u32 {
+    let ticks = deadline.saturating_sub(now).max(LEAST_RUN) >> (shift & 31);
+    // 0 would be no run at all: SDM 3C 27.7.4 "VMX-Preemption Timer".
+    ticks.clamp(1, u32::MAX.into()) as u32
 }
 
 /// The highest vector that is set in the 256 bits at `offset` of an APIC page, or 0.

@@ -87,3 +87,12 @@ fn a_field_is_read_once_until_the_next_exit() {
     cache.forget();
     assert_eq!(get(), 2);
 }
+
+#[test]
+fn a_run_limit_becomes_timer_ticks_and_never_nothing() {
+    assert_eq!(timer_ticks(1_000_000, 0, 0), 1_000_000);
+    assert_eq!(timer_ticks(1_000_000, 0, 5), 31_250);
+    assert_eq!(timer_ticks(u64::MAX, 0, 5), u32::MAX);
+    assert_eq!(timer_ticks(100, 2_000, 0), LEAST_RUN as u32, "the limit has passed");
+    assert_eq!(timer_ticks(100, 2_000, 31), 1, "a slow timer still lets the guest run");
+}
