@@ -13,7 +13,7 @@ use crate::run_queue::{Poll, Task, Waker};
 use crate::shutdown::Outcome;
 use crate::time::MILLISECOND;
 use crate::vm::{Construction, End, Ending, KINDS, Plan, Progress, RunningVm};
-use crate::{clock, console, control, cpu, heap, journal, ram};
+use crate::{clock, console, control, cpu, heap, journal, percpu, ram};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -429,6 +429,17 @@ impl Fleet {
                 writeln!(out, "  {:<20} {count:>12}", kind.name())?;
             }
         }
+        let now = clock::now();
+        for cpu in percpu::all() {
+            let (idle, interrupts) = (cpu.idle_time(now), cpu.interrupts());
+            let percent = u128::from(idle) * 100 / u128::from(now.max(1));
+            write!(out, "CPU {}: idle {} ms ({percent} %), {interrupts} interrupts", cpu.number, idle / MILLISECOND)?;
+            let running = cpu.queue.lock().running().map(String::from);
+            match running {
+                Some(task) => writeln!(out, ", runs {task}")?,
+                None => writeln!(out)?,
+            }
+        }
         Ok(())
     }
 }
@@ -531,10 +542,17 @@ impl fmt::Display for Statistics<'_> {
         write!(f, "{{\"exits\":{}", Exits(&all.exits))?;
         write!(
             f,
-            ",\"run_time_ns\":{longest},\"instructions\":{},\"hypervisor_memory_bytes\":{},\"vm_memory_bytes\":{overhead},\"vms\":[",
+            ",\"run_time_ns\":{longest},\"instructions\":{},\"hypervisor_memory_bytes\":{},\"vm_memory_bytes\":{overhead},\"cpus\":[",
             cpu::rdtsc(),
             fleet.own_memory()
         )?;
+        let now = clock::now();
+        for cpu in percpu::all() {
+            let comma = if cpu.number == 0 { "" } else { "," };
+            let (idle, interrupts) = (cpu.idle_time(now), cpu.interrupts());
+            write!(f, "{comma}{{\"idle_ns\":{idle},\"interrupts\":{interrupts}}}")?;
+        }
+        f.write_str("],\"vms\":[")?;
         for (number, slot) in fleet.slots.iter().enumerate() {
             let comma = if number == 0 { "" } else { "," };
             let progress = slot.progress();

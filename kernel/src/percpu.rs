@@ -37,8 +37,9 @@ pub struct PerCpu {
     pub slice_end: AtomicU64,
     /// It halts, or is about to, and would take work from others.
     pub idle: AtomicBool,
-    /// Nanoseconds spent halted.
-    pub idle_time: AtomicU64,
+    /// Nanoseconds spent in halts that are over, and since when it is in one; 0 if it is not.
+    idle_time: AtomicU64,
+    idle_since: AtomicU64,
     interrupts: AtomicU64,
     /// Where a panic of the host stopped it: RIP and RBP, and then that it did.
     pub stopped_at: [AtomicU64; 2],
@@ -77,6 +78,7 @@ pub fn create(apic_id: u32) -> &'static PerCpu {
         slice_end: AtomicU64::new(u64::MAX),
         idle: AtomicBool::new(false),
         idle_time: AtomicU64::new(0),
+        idle_since: AtomicU64::new(0),
         interrupts: AtomicU64::new(0),
         stopped_at: [const { AtomicU64::new(0) }; 2],
         stopped: AtomicBool::new(false),
@@ -146,6 +148,27 @@ pub fn number() -> u32 {
 }
 
 impl PerCpu {
+    /// Notes that it halts at `now`.
+    pub fn halts(&self, now: u64) {
+        self.idle_since.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// Notes that it goes on at `now`.
+    pub fn goes_on(&self, now: u64) {
+        let since = self.idle_since.swap(0, Ordering::Relaxed);
+        self.idle_time.fetch_add(now.saturating_sub(since), Ordering::Relaxed);
+    }
+
+    /// Nanoseconds spent halted until `now`.
+    pub fn idle_time(&self, now: u64) -> u64 {
+        // In this order a halt that ends meanwhile is left out once, and never counted twice.
+        let over = self.idle_time.load(Ordering::Relaxed);
+        match self.idle_since.load(Ordering::Relaxed) {
+            0 => over,
+            since => over + now.saturating_sub(since),
+        }
+    }
+
     /// Notes that it took an interrupt.
     pub fn count_interrupt(&self) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);

@@ -7,7 +7,7 @@
 //! elsewhere. A task wakes another by a flag and a kick ([`Waker`]): an interrupt to the CPU that has it, whether that one
 //! is halted, in a guest, or busy with a third. An external interrupt suffices: it stays pending while host code runs, so
 //! that none is lost between a look at the mailbox and the entry, which an NMI would be. Where an emulator loses one for a
-//! guest with interrupts off (Bochs), the VMX backend bounds such a run by the preemption timer.
+//! guest with interrupts off (Bochs), the run's own limit, a slice at most, ends it: the VMX preemption timer.
 
 use crate::alarms::{Change, Slot};
 use crate::idt::vector;
@@ -115,8 +115,9 @@ fn rest(cpu: &'static PerCpu, next: Option<u64>, now: u64) {
             set_alarm(Slot::Slice, None);
             set_alarm(Slot::Wake, next);
             // Interrupts are off since before the queue was looked at, so whatever wakes a task from here on ends the halt.
+            cpu.halts(now);
             cpu::halt_until_interrupt();
-            cpu.idle_time.fetch_add(clock::now().saturating_sub(now), Ordering::Relaxed);
+            cpu.goes_on(clock::now());
         }
     }
     cpu.idle.store(false, Ordering::SeqCst);

@@ -54,7 +54,7 @@ fn echo() {
     let start = clock::now();
     scheduler::run();
     let cpu = percpu::current();
-    let (idle, took) = (cpu.idle_time.load(Ordering::Relaxed) / 1000, (clock::now() - start) / 1000);
+    let (idle, took) = (cpu.idle_time(clock::now()) / 1000, (clock::now() - start) / 1000);
     info!("echoed for {took} us, idle for {idle} us, {} interrupts", cpu.interrupts());
 }
 
