@@ -62,6 +62,8 @@ pub struct Definition {
     pub hyperv: bool,
     /// Whether it has QEMU's debug-exit port.
     pub debug_exit: bool,
+    /// Whether its exits are logged in order when it has ended, for comparisons. Not in the file: only tests want it.
+    pub trace: bool,
 }
 
 /// A guest kernel's command line.
@@ -88,6 +90,7 @@ impl Definition {
             autostart: true,
             hyperv: true,
             debug_exit: false,
+            trace: false,
         }
     }
 }

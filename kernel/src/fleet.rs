@@ -175,6 +175,7 @@ impl Fleet {
             weight: definition.weight,
             boot: slot.boot,
             debug_exit: definition.debug_exit,
+            trace: definition.trace,
             hyperv: definition.hyperv,
             wall_time: WallTime {
                 seconds: self.wall_start + now / 1_000_000_000,

@@ -50,7 +50,7 @@ impl fmt::Display for OptionError<'_> {
         match self {
             Self::Unknown(word) => write!(
                 f,
-                "unknown option '{word}' on the command line; known are vm.memory=, vm.vcpus=, vm.kernel=, vm.initrd=, vm.hyperv=, vm.debug-exit=, selftest"
+                "unknown option '{word}' on the command line; known are vm.memory=, vm.vcpus=, vm.kernel=, vm.initrd=, vm.hyperv=, vm.debug-exit=, vm.trace=, selftest"
             ),
             Self::NoValue(name) => write!(f, "option 'vm.{name}' needs a value: vm.{name}=..."),
             Self::BadMemory(value) => write!(
@@ -123,12 +123,13 @@ fn set<'a>(machine: &mut Definition, field: &'a str, value: Option<&'a str>) -> 
         }
         "hyperv" => switched(&mut machine.hyperv),
         "debug-exit" => switched(&mut machine.debug_exit),
+        "trace" => switched(&mut machine.trace),
         _ => return None,
     })
 }
 
 /// The fields that can be set here.
-const KNOWN: [&str; 6] = ["memory", "vcpus", "kernel", "initrd", "hyperv", "debug-exit"];
+const KNOWN: [&str; 7] = ["memory", "vcpus", "kernel", "initrd", "hyperv", "debug-exit", "trace"];
 
 /// A number of virtual CPUs that can be had.
 fn vcpus(text: &str) -> Option<u32> {
@@ -167,8 +168,8 @@ mod tests {
 
     #[test]
     fn switches_are_on_or_off() {
-        let machine = machine("vm.hyperv=off vm.debug-exit=on");
-        assert!(!machine.hyperv && machine.debug_exit);
+        let machine = machine("vm.hyperv=off vm.debug-exit=on vm.trace=on");
+        assert!(!machine.hyperv && machine.debug_exit && machine.trace);
         assert_eq!(Options::parse("vm.hyperv=yes"), Err(OptionError::NotASwitch("hyperv")));
     }
 

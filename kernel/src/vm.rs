@@ -14,7 +14,7 @@ use crate::guest_ram::GuestRam;
 use crate::lock::Lock;
 use crate::run_queue::{Poll, Role, SLICE, Task, Waker};
 use crate::time::MILLISECOND;
-use crate::{clock, guest_frames, heap, scheduler};
+use crate::{clock, guest_frames, heap, journal, scheduler};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -31,6 +31,7 @@ use machine::cpuid::Allowed;
 use machine::direct_boot::{self, DirectBoot};
 use machine::hyperv::Signature;
 use machine::report::Report;
+use machine::trace::Trace;
 use machine::{HostFacts, Machine, MachineConfig, Outcome, Processor, Seat, Services, VcpuHost, layout};
 use memory::{Gpa, RegisterPage};
 use raw_cpuid::native_cpuid;
@@ -54,6 +55,8 @@ pub struct Plan {
     pub boot: DirectBoot<'static>,
     /// Offer QEMU's debug-exit port.
     pub debug_exit: bool,
+    /// Log the exits of each vCPU in order when the machine has ended.
+    pub trace: bool,
     /// Offer the Hyper-V interface.
     pub hyperv: bool,
     /// What the guest's real-time clock shows at first.
@@ -184,6 +187,8 @@ struct VcpuTask<B: Backend> {
     /// What it last told of its exits, and when.
     told: [u64; KINDS],
     told_at: u64,
+    /// Where its exits are noted, if that was asked for.
+    tracing: Option<Tracing>,
 }
 
 /// Whether a vCPU waits at the gate.
@@ -206,7 +211,7 @@ impl<B: Backend> Task for VcpuTask<B> {
         }
         let begun = clock::now();
         self.processor.vcpu.load();
-        let outcome = self.processor.run();
+        let outcome = if self.tracing.is_some() { self.run_traced() } else { self.processor.run() };
         scheduler::set_alarm(Slot::Guest, None);
         self.processor.vcpu.unload();
         self.account(begun);
@@ -227,6 +232,23 @@ impl<B: Backend> Task for VcpuTask<B> {
 }
 
 impl<B: Backend> VcpuTask<B> {
+    /// As the processor's own `run`, exit by exit, each of which is noted.
+    fn run_traced(&mut self) -> Outcome {
+        loop {
+            let outcome = self.processor.run();
+            let recorder = &self.processor.core.recorder;
+            if let (Some(tracing), Some(exit)) = (&mut self.tracing, recorder.newest())
+                && tracing.noted != recorder.total()
+            {
+                tracing.noted = recorder.total();
+                tracing.trace.note(exit);
+            }
+            if !matches!(outcome, Outcome::Preempted) || scheduler::slice_is_over() {
+                return outcome;
+            }
+        }
+    }
+
     /// Waits at the gate; `None` when the machine was restarted.
     fn wait(&mut self) -> Option<Poll> {
         let vcpus = self.shared.plan.vcpus;
@@ -296,6 +318,9 @@ impl<B: Backend> VcpuTask<B> {
     fn finish(&self, gate: &mut Gate) -> Poll {
         if let Some(End::Stopped(report)) = &mut gate.end {
             report.add(&self.processor);
+        }
+        if let Some(tracing) = &self.tracing {
+            log_trace(self.processor.core.number, &tracing.trace);
         }
         gate.finished += 1;
         if gate.finished == self.shared.plan.vcpus
@@ -367,6 +392,36 @@ impl<B: Backend> RunningVm for Shared<B> {
 impl<B: Backend> Drop for Shared<B> {
     fn drop(&mut self) {
         self.second_level.lock().free();
+    }
+}
+
+/// A vCPU's exits in order, and how many of them have been noted.
+struct Tracing {
+    trace: Trace,
+    noted: u64,
+}
+
+/// The host of a vCPU that is traced: it takes its CPU back after each exit. Nothing else in the way of an exit knows of that.
+struct SteppingHost {
+    inner: Arc<MachineHost>,
+    /// The vCPU's own, by which it is made to ask whether to yield.
+    mailbox: Arc<Mailbox>,
+    /// It has entered since it asked last.
+    entered: AtomicBool,
+}
+
+impl VcpuHost for SteppingHost {
+    fn now(&self) -> Nanos {
+        VcpuHost::now(&*self.inner)
+    }
+
+    fn set_alarm(&self, until: Option<Nanos>) -> Option<u64> {
+        self.inner.set_alarm(until)
+    }
+
+    fn should_yield(&self) -> bool {
+        self.mailbox.post(Post::DEVICES);
+        self.entered.fetch_not(Ordering::Relaxed)
     }
 }
 
@@ -521,10 +576,17 @@ impl<B: Backend> Reserved<B> {
             let signature = (facts.cpuid)(1, 0).eax;
             let config = VcpuConfig { number, second_level_root: root, apic, signature, frames: &frames };
             let vcpu = backend.vcpu(config).map_err(|error| format!("{error}"))?;
-            let mut processor = machine.processor(number, vcpu, &facts, host.clone());
+            let seen: Arc<dyn VcpuHost> = if plan.trace {
+                let (inner, mailbox) = (host.clone(), seat.mailbox.clone());
+                Arc::new(SteppingHost { inner, mailbox, entered: AtomicBool::new(false) })
+            } else {
+                host.clone()
+            };
+            let mut processor = machine.processor(number, vcpu, &facts, seen);
             processor.reset(Some(&start).filter(|_| number == 0));
             let (shared, told) = (shared.clone(), [0; KINDS]);
-            tasks.push(VcpuTask { processor, shared, parking: Parking::No, told, told_at: launched });
+            let tracing = plan.trace.then(|| Tracing { trace: Trace::default(), noted: 0 });
+            tasks.push(VcpuTask { processor, shared, parking: Parking::No, told, told_at: launched, tracing });
         }
         let mailbox = seats.first().map(|seat| seat.mailbox.clone());
         plan.console.listen(Some(Box::new(move || mailbox.iter().for_each(|mailbox| mailbox.post(Post::DEVICES)))));
@@ -534,6 +596,13 @@ impl<B: Backend> Reserved<B> {
         }
         Ok(shared)
     }
+}
+
+/// Logs a vCPU's exits in order, one run a line, between two lines that name it.
+fn log_trace(vcpu: u32, trace: &Trace) {
+    journal::print(format_args!("TRACE BEGIN vcpu {vcpu} hash {:#018x} lost {}\n", trace.hash(), trace.lost()));
+    trace.runs().for_each(|run| journal::print(format_args!("TRACE {run}\n")));
+    journal::print(format_args!("TRACE END\n"));
 }
 
 /// Second-level tables that map all of `ram`.

@@ -35,6 +35,7 @@ mod run;
 mod stop;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 pub mod tsc;
 
 pub use machine::{HostFacts, Machine, MachineConfig, Services};

@@ -55,6 +55,12 @@ impl Recorder {
         self.counts[kind as usize]
     }
 
+    /// The exit that was noted last.
+    pub fn newest(&self) -> Option<&Entry> {
+        let newest = self.total.checked_sub(1)?;
+        self.entries.get((newest % DEPTH as u64) as usize)
+    }
+
     /// The last exits, oldest first, at most [`DEPTH`].
     pub fn last(&self) -> impl Iterator<Item = &Entry> {
         let kept = self.total.min(DEPTH as u64);
