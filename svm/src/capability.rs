@@ -9,6 +9,7 @@ use crate::speculation;
 use core::fmt;
 use raw_cpuid::{CpuIdReader, CpuIdResult};
 use vcpu::Speculation;
+use vcpu::vector_area::VectorArea;
 
 bitflags::bitflags! {
     /// Features that matter here, in our own numbering.
@@ -129,9 +130,6 @@ const VM_CR_LOCK: u64 = 1 << 3;
 /// VM_CR.SVMDIS: EFER.SVME cannot be set.
 const VM_CR_SVMDIS: u64 = 1 << 4;
 
-/// Size in bytes of the legacy region and header, the least that XSAVE writes.
-const XSAVE_MINIMUM: u32 = 512 + 64;
-
 /// A processor that can run guests, and how well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capability {
@@ -141,10 +139,8 @@ pub struct Capability {
     pub asids: u32,
     /// Width of host-physical addresses in bits, 32 to 52.
     pub physical_bits: u32,
-    /// XCR0 bits that may be set; 1 (x87) without XSAVE.
-    pub xcr0: u64,
-    /// Bytes that hold all vector state: XSAVE's standard form with every bit of `xcr0`, or 512 for FXSAVE.
-    pub vector_bytes: u32,
+    /// The memory for vector registers.
+    pub vector: VectorArea,
     /// VM_CR.SVMDIS is set but not locked: it must be cleared before EFER.SVME is set.
     pub clear_svmdis: bool,
     /// What it leaks by speculation, and what is done about it.
@@ -225,19 +221,17 @@ impl Capability {
         if svm.ebx < 2 {
             return Err(Refusal::NoAsids);
         }
-        let (xcr0, vector_bytes) = if features.contains(Features::XSAVE) {
+        let vector = if features.contains(Features::XSAVE) {
             let state = leaf(cpuid, 0xd);
-            // The x87 bit cannot be cleared in XCR0, whatever the leaf says.
-            (u64::from(state.edx) << 32 | u64::from(state.eax) | 1, state.ecx.max(XSAVE_MINIMUM))
+            VectorArea::of(state.eax, state.ecx, state.edx)
         } else {
-            (1, 512)
+            VectorArea::LEGACY
         };
         Ok(Capability {
             features,
             asids: svm.ebx,
             physical_bits: (size.eax & 0xff).clamp(32, 52),
-            xcr0,
-            vector_bytes,
+            vector,
             clear_svmdis: disabled,
             speculation: speculation::derive(speculation::Words {
                 signature: standard.eax,
@@ -317,7 +311,7 @@ pub(crate) mod tests {
         assert_eq!(capability.missing().collect::<Vec<_>>(), ["virtual NMI"]);
         assert_eq!(capability.asids, 0x8000);
         assert_eq!(capability.physical_bits, 48);
-        assert_eq!((capability.xcr0, capability.vector_bytes), (0x207, 0x380));
+        assert_eq!((capability.vector.xcr0, capability.vector.bytes), (0x207, 0x380));
         let unused: Vec<_> = capability.unused().collect();
         assert!(unused.contains(&"AVIC") && unused.contains(&"RDPRU") && !unused.contains(&"x2AVIC"));
         assert!(!capability.clear_svmdis);

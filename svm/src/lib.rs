@@ -39,7 +39,7 @@ use crate::checks::Limits;
 use crate::controls::{Controls, IO_MAP_BYTES, MSR_MAP_BYTES};
 use crate::decode::{DEBUG_REASONS, decode};
 use crate::entry::Enter;
-use crate::paging::NestedTables;
+use crate::paging::{NestedTables, nested_tables};
 use crate::region::{Frame, FrameTables, HostCpu, Removals, Switched};
 use crate::vmcb::{CleanBits, EventKind, EventWord, ExitCode, InterruptState, TlbControl, Vmcb, VmcbSegment};
 use alloc::sync::Arc;
@@ -115,7 +115,7 @@ impl Backend for Svm {
     fn second_level(&self, frames: &Arc<dyn FrameSource>) -> Result<Self::SecondLevel, CreateError> {
         let capability = &self.shared.capability;
         let (memory, root) = FrameTables::new(frames)?;
-        Ok(NestedTables::new(memory, root, capability.has(Features::GIANT_PAGES), capability.physical_bits))
+        Ok(nested_tables(memory, root, capability.has(Features::GIANT_PAGES), capability.physical_bits))
     }
 
     #[allow(unsafe_code)]

@@ -1,261 +1,40 @@
 //! Nested page tables: guest-physical to host-physical.
 //!
 //! Manual: AMD APM volume 2 (24593, revision 3.42), 15.25 "Nested Paging" and 5.3 "Long-Mode Page Translation". Key types:
-//! [`NestedTables`], which is the [`SecondLevel`] of SVM, and [`TableMemory`], the little that it needs of the host.
-//! Neighbours: `region` implements [`TableMemory`] over frames; the VMCB gets [`SecondLevel::root`]. It flushes nothing: it
-//! tells [`TableMemory::translations_removed`], and each vCPU looks there before it enters.
+//! [`NestedTables`], which is the [`vcpu::SecondLevel`] of SVM, made by [`nested_tables`], and [`NestedFormat`], its entries.
+//! Neighbours: `vcpu::tables` has the walks, `region` the memory.
 //!
-//! Tables have four levels, as the host's paging that VMRUN applies to them. The processor sets accessed and dirty bits; they
-//! are kept when a large page is split. Every entry has U set, for all guest accesses count as user accesses here.
+//! Tables have four levels, as the host's paging that VMRUN applies to them. Every entry has U set, for all guest accesses
+//! count as user accesses here.
 
-use vcpu::memory::{Gpa, PAGE_SIZE};
-use vcpu::{Hpa, MapError, MemoryType, OutOfFrames, Permissions, SecondLevel};
-
-/// Entries in a table.
-const ENTRIES: usize = 512;
-/// The widest guest-physical address that four levels translate, in bits.
-const WIDEST: u32 = 48;
+use vcpu::tables::{EntryFormat, Level, TableMemory, Tables};
+use vcpu::{Hpa, MemoryType, Permissions};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 /// PWT and PCD choose entry 3 of the host's PAT, which is uncacheable after reset and stays so.
 const UNCACHEABLE: u64 = 1 << 3 | 1 << 4;
-/// PS: a large page, above level 1.
-const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// An entry that points to a table allows everything; the last level decides.
-const TABLE: u64 = PRESENT | WRITE | USER;
 
-/// Memory for tables, and the word that is passed to vCPUs when translations go.
-pub trait TableMemory: Send {
-    /// A zeroed frame.
-    fn allocate(&self) -> Result<Hpa, OutOfFrames>;
-    /// Gives a frame back.
-    fn free(&self, table: Hpa);
-    /// Entry `index`, `0..512`, of a table.
-    fn read(&self, table: Hpa, index: usize) -> u64;
-    /// Replaces an entry in one store.
-    fn write(&self, table: Hpa, index: usize, entry: u64);
-    /// Translations that a processor may have cached are no longer true.
-    fn translations_removed(&self);
-}
-
-/// A level of the tables: 1 holds 4 KiB pages, 2 holds 2 MiB pages, 3 holds 1 GiB pages, 4 is the root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Level(u32);
-
-impl Level {
-    const ROOT: Level = Level(4);
-    const LAST: Level = Level(1);
-
-    /// Bytes that one entry covers.
-    const fn bytes(self) -> u64 {
-        1 << (12 + 9 * (self.0 - 1))
-    }
-
-    /// The entry's number for an address.
-    const fn index(self, gpa: u64) -> usize {
-        (gpa >> (12 + 9 * (self.0 - 1))) as usize & (ENTRIES - 1)
-    }
-
-    const fn below(self) -> Level {
-        Level(self.0 - 1)
-    }
-}
-
-/// Whether an entry maps memory, rather than a table or nothing.
-const fn is_leaf(entry: u64, level: Level) -> bool {
-    entry & PRESENT != 0 && (level.0 == Level::LAST.0 || entry & LARGE != 0)
-}
+/// Entries as the host's own page tables have them.
+pub struct NestedFormat;
 
 /// One virtual machine's nested page tables.
-///
-/// Tables that become empty are kept for reuse by the same virtual machine and given back only by [`SecondLevel::free`]:
-/// until every vCPU has flushed, a processor may still walk through them. So a guest that moves a window about for ever
-/// costs no more tables than its widest moment.
-pub struct NestedTables<M: TableMemory> {
-    memory: M,
-    root: Option<Hpa>,
-    /// First of the empty tables; each one's entry 0 holds the address of the next, not present.
-    spare: Option<Hpa>,
-    /// Largest page, as a level.
-    largest: Level,
-    /// First address that cannot be translated.
-    end: u64,
+pub type NestedTables<M> = Tables<M, NestedFormat>;
+
+/// Without mappings, on a root table that is zeroed and owned by `memory` already. `giant_pages`: the processor has 1 GiB
+/// pages. `physical_bits`: its width of physical addresses.
+pub fn nested_tables<M: TableMemory>(memory: M, root: Hpa, giant_pages: bool, physical_bits: u32) -> NestedTables<M> {
+    let largest = if giant_pages { Level::GIANT } else { Level::LARGE };
+    Tables::new(memory, root, NestedFormat, largest, physical_bits)
 }
 
-impl<M: TableMemory> NestedTables<M> {
-    /// No mappings, on a root table that is zeroed and owned by `memory` already. `giant_pages`: the processor has 1 GiB
-    /// pages. `physical_bits`: its width of physical addresses, which is also that of guest-physical ones.
-    pub fn new(memory: M, root: Hpa, giant_pages: bool, physical_bits: u32) -> Self {
-        let largest = if giant_pages { Level(3) } else { Level(2) };
-        Self { memory, root: Some(root), spare: None, largest, end: 1 << physical_bits.min(WIDEST) }
-    }
+impl EntryFormat for NestedFormat {
+    const PRESENT: u64 = PRESENT;
+    const TABLE: u64 = PRESENT | WRITE | USER;
 
-    fn checked_end(&self, gpa: Gpa, bytes: u64) -> Result<u64, MapError> {
-        if bytes == 0 || !gpa.0.is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {
-            return Err(MapError::Misaligned);
-        }
-        match gpa.0.checked_add(bytes) {
-            Some(end) if end <= self.end => Ok(end),
-            _ => Err(MapError::PastEnd),
-        }
-    }
-
-    fn allocate(&mut self) -> Result<Hpa, MapError> {
-        match self.spare {
-            Some(table) => {
-                let next = self.memory.read(table, 0);
-                self.memory.write(table, 0, 0);
-                self.spare = (next != 0).then_some(Hpa(next));
-                Ok(table)
-            }
-            None => self.memory.allocate().map_err(|OutOfFrames| MapError::OutOfMemory),
-        }
-    }
-
-    /// Keeps an empty table for later.
-    fn retire(&mut self, table: Hpa) {
-        self.memory.write(table, 0, self.spare.map_or(0, |next| next.0));
-        self.spare = Some(table);
-    }
-
-    /// The entry that decides about `gpa`, and its level: a leaf, or an absent entry.
-    fn walk(&self, gpa: u64) -> Option<(u64, Level)> {
-        let mut table = self.root?;
-        let mut level = Level::ROOT;
-        loop {
-            let entry = self.memory.read(table, level.index(gpa));
-            if entry & PRESENT == 0 || is_leaf(entry, level) {
-                return Some((entry, level));
-            }
-            table = Hpa(entry & ADDRESS);
-            level = level.below();
-        }
-    }
-
-    /// Whether some page of the range is mapped.
-    fn overlaps(&self, gpa: u64, end: u64) -> bool {
-        let mut at = gpa;
-        while at < end {
-            let Some((entry, level)) = self.walk(at) else { return false };
-            if entry & PRESENT != 0 {
-                return true;
-            }
-            at = (at | (level.bytes() - 1)) + 1;
-        }
-        false
-    }
-
-    /// Writes one leaf at `level`, making the tables above it.
-    fn map_one(&mut self, gpa: u64, leaf: u64, wanted: Level) -> Result<(), MapError> {
-        let mut table = self.root.ok_or(MapError::OutOfMemory)?;
-        let mut level = Level::ROOT;
-        while level > wanted {
-            let index = level.index(gpa);
-            let entry = self.memory.read(table, index);
-            table = if entry & PRESENT != 0 {
-                Hpa(entry & ADDRESS)
-            } else {
-                let below = self.allocate()?;
-                self.memory.write(table, index, below.0 | TABLE);
-                below
-            };
-            level = level.below();
-        }
-        self.memory.write(table, level.index(gpa), leaf);
-        Ok(())
-    }
-
-    /// The largest page that fits at these addresses and is free of a table in its place.
-    fn page_level(&self, gpa: u64, hpa: u64, bytes: u64) -> Level {
-        let mut level = self.largest;
-        while level > Level::LAST {
-            let size = level.bytes();
-            let fits = (gpa | hpa).is_multiple_of(size) && bytes >= size;
-            // An absent entry at this level or above; a table here, empty or not, is filled with smaller pages.
-            if fits && self.walk(gpa).is_some_and(|(entry, found)| entry & PRESENT == 0 && found >= level) {
-                return level;
-            }
-            level = level.below();
-        }
-        Level::LAST
-    }
-
-    /// Takes `gpa..end`, which lies under one table, out of it. True if the table is empty then.
-    fn unmap_in(&mut self, table: Hpa, level: Level, gpa: u64, end: u64) -> Result<bool, MapError> {
-        let mut at = gpa;
-        while at < end {
-            let index = level.index(at);
-            let next = ((at | (level.bytes() - 1)) + 1).min(end);
-            let entry = self.memory.read(table, index);
-            if entry & PRESENT != 0 {
-                let whole = at.is_multiple_of(level.bytes()) && next - at == level.bytes();
-                if is_leaf(entry, level) && whole {
-                    self.memory.write(table, index, 0);
-                } else {
-                    let below =
-                        if is_leaf(entry, level) { self.split(table, index, level)? } else { Hpa(entry & ADDRESS) };
-                    if self.unmap_in(below, level.below(), at, next)? {
-                        self.memory.write(table, index, 0);
-                        self.retire(below);
-                    }
-                }
-            }
-            at = next;
-        }
-        Ok((0..ENTRIES).all(|index| self.memory.read(table, index) & PRESENT == 0))
-    }
-
-    /// Replaces the large page at `index` by a table of pages that map the same.
-    fn split(&mut self, table: Hpa, index: usize, level: Level) -> Result<Hpa, MapError> {
-        let below = self.allocate()?;
-        let entry = self.memory.read(table, index);
-        let smaller = level.below();
-        let flags = if smaller == Level::LAST { entry & !ADDRESS & !LARGE } else { entry & !ADDRESS };
-        for (number, slot) in (0..ENTRIES).enumerate() {
-            let page = (entry & ADDRESS) + number as u64 * smaller.bytes();
-            self.memory.write(below, slot, page | flags);
-        }
-        self.memory.write(table, index, below.0 | TABLE);
-        Ok(below)
-    }
-
-    fn free_below(&self, table: Hpa, level: Level) {
-        if level > Level::LAST {
-            for index in 0..ENTRIES {
-                let entry = self.memory.read(table, index);
-                if entry & PRESENT != 0 && !is_leaf(entry, level) {
-                    let below = Hpa(entry & ADDRESS);
-                    self.free_below(below, level.below());
-                    self.memory.free(below);
-                }
-            }
-        }
-    }
-}
-
-impl<M: TableMemory> SecondLevel for NestedTables<M> {
-    fn map(
-        &mut self,
-        gpa: Gpa,
-        hpa: Hpa,
-        bytes: u64,
-        permissions: Permissions,
-        kind: MemoryType,
-    ) -> Result<(), MapError> {
-        let end = self.checked_end(gpa, bytes)?;
-        if !hpa.0.is_multiple_of(PAGE_SIZE) {
-            return Err(MapError::Misaligned);
-        }
-        if hpa.0.checked_add(bytes).is_none_or(|end| end > ADDRESS + PAGE_SIZE) {
-            return Err(MapError::PastEnd);
-        }
-        if self.overlaps(gpa.0, end) {
-            return Err(MapError::Overlap);
-        }
+    fn leaf(&self, permissions: Permissions, kind: MemoryType) -> u64 {
         let mut flags = PRESENT | USER;
         if permissions.contains(Permissions::WRITE) {
             flags |= WRITE;
@@ -266,256 +45,42 @@ impl<M: TableMemory> SecondLevel for NestedTables<M> {
         if kind == MemoryType::Uncacheable {
             flags |= UNCACHEABLE;
         }
-        let mut done = 0;
-        while done < bytes {
-            let (at, to) = (gpa.0 + done, hpa.0 + done);
-            let level = self.page_level(at, to, bytes - done);
-            let large = if level > Level::LAST { LARGE } else { 0 };
-            self.map_one(at, to | flags | large, level)?;
-            done += level.bytes();
-        }
-        Ok(())
+        flags
     }
 
-    fn unmap(&mut self, gpa: Gpa, bytes: u64) -> Result<(), MapError> {
-        let end = self.checked_end(gpa, bytes)?;
-        let root = self.root.ok_or(MapError::OutOfMemory)?;
-        let result = self.unmap_in(root, Level::ROOT, gpa.0, end);
-        self.memory.translations_removed();
-        result.map(|_| ())
-    }
-
-    fn translate(&self, gpa: Gpa) -> Option<(Hpa, Permissions)> {
-        if gpa.0 >= self.end {
-            return None;
-        }
-        let (entry, level) = self.walk(gpa.0)?;
-        if entry & PRESENT == 0 {
-            return None;
-        }
+    fn permissions(entry: u64) -> Permissions {
         let mut permissions = Permissions::READ;
         permissions.set(Permissions::WRITE, entry & WRITE != 0);
         permissions.set(Permissions::EXECUTE, entry & NO_EXECUTE == 0);
-        Some((Hpa((entry & ADDRESS) + (gpa.0 & (level.bytes() - 1))), permissions))
+        permissions
     }
 
-    /// nCR3. 0 after [`SecondLevel::free`].
-    fn root(&self) -> u64 {
-        self.root.map_or(0, |root| root.0)
-    }
-
-    fn free(&mut self) {
-        if let Some(root) = self.root.take() {
-            self.free_below(root, Level::ROOT);
-            self.memory.free(root);
-        }
-        while let Some(table) = self.spare {
-            let next = self.memory.read(table, 0);
-            self.spare = (next != 0).then_some(Hpa(next));
-            self.memory.free(table);
-        }
-    }
-}
-
-impl<M: TableMemory> Drop for NestedTables<M> {
-    fn drop(&mut self) {
-        self.free();
+    /// nCR3 is the root's address alone.
+    fn pointer(&self) -> u64 {
+        0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::boxed::Box;
-    use alloc::collections::BTreeMap;
-    use alloc::sync::Arc;
-    use alloc::vec::Vec;
-    use proptest::prelude::*;
-    use spin::Mutex;
 
-    const RWX: Permissions = Permissions::all();
-    const RAM: MemoryType = MemoryType::WriteBack;
-    const KIB4: u64 = 4 << 10;
-    const MIB2: u64 = 2 << 20;
-    const GIB: u64 = 1 << 30;
-    const ROOT: Hpa = Hpa(0x10_0000);
-
-    #[derive(Default)]
-    struct Record {
-        tables: BTreeMap<u64, Box<[u64; ENTRIES]>>,
-        limit: usize,
-        ever: u64,
-        removals: usize,
-    }
-
-    /// Tables on the heap; remembers what was allocated, freed and told.
-    #[derive(Clone)]
-    struct Recording(Arc<Mutex<Record>>);
-
-    impl Recording {
-        fn tables(&self) -> usize {
-            self.0.lock().tables.len()
-        }
-    }
-
-    impl TableMemory for Recording {
-        fn allocate(&self) -> Result<Hpa, OutOfFrames> {
-            let mut record = self.0.lock();
-            if record.tables.len() >= record.limit {
-                return Err(OutOfFrames);
-            }
-            let at = ROOT.0 + record.ever * KIB4;
-            record.ever += 1;
-            record.tables.insert(at, Box::new([0; ENTRIES]));
-            Ok(Hpa(at))
-        }
-        fn free(&self, table: Hpa) {
-            assert!(self.0.lock().tables.remove(&table.0).is_some(), "freed once, and allocated before");
-        }
-        fn read(&self, table: Hpa, index: usize) -> u64 {
-            self.0.lock().tables[&table.0][index]
-        }
-        fn write(&self, table: Hpa, index: usize, entry: u64) {
-            self.0.lock().tables.get_mut(&table.0).unwrap()[index] = entry;
-        }
-        fn translations_removed(&self) {
-            self.0.lock().removals += 1;
-        }
-    }
-
-    fn tables(limit: usize) -> (NestedTables<Recording>, Recording) {
-        let recording = Recording(Arc::new(Mutex::new(Record { limit, ..Record::default() })));
-        let root = recording.allocate().unwrap();
-        (NestedTables::new(recording.clone(), root, true, 48), recording)
+    #[test]
+    fn entries_have_the_bits_of_the_manual() {
+        let leaf = |permissions, kind| NestedFormat.leaf(permissions, kind);
+        assert_eq!(leaf(Permissions::all(), MemoryType::WriteBack), 7, "U, W, P");
+        assert_eq!(leaf(Permissions::READ, MemoryType::Uncacheable), 1 << 63 | 0x1d, "NX, PCD, PWT, U, P");
+        assert_eq!(NestedFormat::TABLE, 7);
+        assert_eq!(NestedFormat.pointer(), 0);
     }
 
     #[test]
-    fn one_small_page_is_four_levels_with_the_bits_of_the_manual() {
-        let (mut npt, recording) = tables(64);
-        npt.map(Gpa(0xfee0_0000), Hpa(0x1234_5000), KIB4, Permissions::READ, MemoryType::Uncacheable).unwrap();
-        assert_eq!(recording.tables(), 4);
-        let level3 = recording.read(ROOT, 0);
-        assert_eq!(level3 & 0xfff, 7);
-        let level2 = recording.read(Hpa(level3 & !0xfff), 3);
-        let level1 = recording.read(Hpa(level2 & !0xfff), 0x1f7);
-        assert_eq!(recording.read(Hpa(level1 & !0xfff), 0), 1 << 63 | 0x1234_501d, "NX, PCD, PWT, U, P");
-        assert_eq!(npt.translate(Gpa(0xfee0_0123)), Some((Hpa(0x1234_5123), Permissions::READ)));
-        assert_eq!(npt.translate(Gpa(0xfee0_1000)), None);
-    }
-
-    #[test]
-    fn the_largest_page_that_fits_is_taken() {
-        let (mut npt, recording) = tables(64);
-        npt.map(Gpa(0), Hpa(4 * GIB), 2 * GIB + MIB2 + KIB4, RWX, RAM).unwrap();
-        // Root, level 3, one level 2 for the 2 MiB page, one level 1 for the last page.
-        assert_eq!(recording.tables(), 4);
-        let level3 = Hpa(recording.read(ROOT, 0) & ADDRESS);
-        assert_eq!(recording.read(level3, 0), (4 * GIB) | 0x87);
-        assert_eq!(npt.translate(Gpa(2 * GIB + MIB2)).unwrap().0, Hpa(6 * GIB + MIB2));
-        assert_eq!(npt.translate(Gpa(2 * GIB + MIB2 + KIB4)), None);
-    }
-
-    #[test]
-    fn no_giant_page_where_the_processor_has_none_or_the_frame_does_not_fit() {
-        let recording = Recording(Arc::new(Mutex::new(Record { limit: 64, ..Record::default() })));
-        let root = recording.allocate().unwrap();
-        let mut npt = NestedTables::new(recording.clone(), root, false, 48);
-        npt.map(Gpa(0), Hpa(0), GIB, RWX, RAM).unwrap();
-        assert_eq!(recording.tables(), 3);
-        let (mut npt, recording) = tables(64);
-        npt.map(Gpa(0), Hpa(MIB2), GIB, RWX, RAM).unwrap();
-        assert_eq!(recording.tables(), 3, "the frame is aligned to 2 MiB only");
-    }
-
-    #[test]
-    fn a_hole_splits_large_pages_and_keeps_accessed_and_dirty() {
-        let (mut npt, recording) = tables(64);
-        npt.map(Gpa(0), Hpa(8 * GIB), GIB, RWX, RAM).unwrap();
-        let level3 = Hpa(recording.read(ROOT, 0) & ADDRESS);
-        recording.write(level3, 0, recording.read(level3, 0) | 0x60);
-        npt.unmap(Gpa(0xa_0000), KIB4).unwrap();
-        assert_eq!(recording.0.lock().removals, 1);
-        assert_eq!(npt.translate(Gpa(0xa_0fff)), None);
-        assert_eq!(npt.translate(Gpa(0x9_ffff)), Some((Hpa(8 * GIB + 0x9_ffff), RWX)));
-        assert_eq!(npt.translate(Gpa(GIB - 1)), Some((Hpa(9 * GIB - 1), RWX)));
-        let level2 = Hpa(recording.read(level3, 0) & ADDRESS);
-        assert_eq!(recording.read(level2, 1), (8 * GIB + MIB2) | 0xe7);
-        let level1 = Hpa(recording.read(level2, 0) & ADDRESS);
-        assert_eq!(recording.read(level1, 1), (8 * GIB + KIB4) | 0x67);
-    }
-
-    #[test]
-    fn wrong_ranges_are_refused_and_change_nothing() {
-        let (mut npt, recording) = tables(64);
-        assert_eq!(npt.map(Gpa(1), Hpa(0), KIB4, RWX, RAM), Err(MapError::Misaligned));
-        assert_eq!(npt.map(Gpa(0), Hpa(1), KIB4, RWX, RAM), Err(MapError::Misaligned));
-        assert_eq!(npt.map(Gpa(0), Hpa(0), 0, RWX, RAM), Err(MapError::Misaligned));
-        assert_eq!(npt.map(Gpa(1 << 48), Hpa(0), KIB4, RWX, RAM), Err(MapError::PastEnd));
-        assert_eq!(npt.map(Gpa(!0xfff), Hpa(0), 2 * KIB4, RWX, RAM), Err(MapError::PastEnd));
-        assert_eq!(npt.map(Gpa(0), Hpa(1 << 52), KIB4, RWX, RAM), Err(MapError::PastEnd));
-        npt.map(Gpa(MIB2), Hpa(0), KIB4, RWX, RAM).unwrap();
-        let before = recording.tables();
-        assert_eq!(npt.map(Gpa(0), Hpa(0), GIB, RWX, RAM), Err(MapError::Overlap));
-        assert_eq!(recording.tables(), before);
-        assert_eq!(npt.translate(Gpa(0)), None);
-        assert_eq!(npt.unmap(Gpa(0), 1), Err(MapError::Misaligned));
-    }
-
-    #[test]
-    fn running_out_of_frames_is_an_error_and_everything_is_freed_in_the_end() {
-        let (mut npt, recording) = tables(3);
-        assert_eq!(npt.map(Gpa(0), Hpa(0), KIB4, RWX, RAM), Err(MapError::OutOfMemory));
-        // The tables made on the way stay; pages that fit into them need no more.
-        npt.map(Gpa(0), Hpa(0), GIB, RWX, RAM).unwrap();
-        npt.free();
-        assert_eq!(recording.tables(), 0);
-        assert_eq!((npt.root(), npt.translate(Gpa(0))), (0, None));
-        assert_eq!(npt.map(Gpa(0), Hpa(0), KIB4, RWX, RAM), Err(MapError::OutOfMemory));
-    }
-
-    #[test]
-    fn a_window_that_moves_for_ever_costs_no_more_tables() {
-        let (mut npt, recording) = tables(64);
-        for place in 0..1000 {
-            let gpa = Gpa(place * 512 * GIB % (1 << 47));
-            npt.map(gpa, Hpa(MIB2 + KIB4), 8 * MIB2, RWX, RAM).unwrap();
-            npt.unmap(gpa, 8 * MIB2).unwrap();
+    fn what_is_granted_is_read_back() {
+        for permissions in [Permissions::READ, Permissions::READ | Permissions::WRITE, Permissions::all()] {
+            let entry = NestedFormat.leaf(permissions, MemoryType::WriteBack);
+            assert_eq!(NestedFormat::permissions(entry), permissions);
         }
-        assert!(recording.tables() <= 12, "{}", recording.tables());
-        drop(npt);
-        assert_eq!(recording.tables(), 0);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        /// Against a map of pages: after any sequence of maps and unmaps every page translates as the model says.
-        #[test]
-        fn behaves_as_a_map_of_pages(steps in proptest::collection::vec((any::<bool>(), 0u64..1536, 1u64..1100), 1..24)) {
-            let (mut npt, recording) = tables(4096);
-            let mut model: BTreeMap<u64, u64> = BTreeMap::new();
-            for (number, (map, first, count)) in steps.into_iter().enumerate() {
-                let pages: Vec<u64> = (first..first + count).collect();
-                if map {
-                    // Alternate between frames that allow large pages and frames that do not.
-                    let frame = (number as u64 + 1) * 4096 + if number % 2 == 0 { first } else { 1 };
-                    let result = npt.map(Gpa(first * KIB4), Hpa(frame * KIB4), count * KIB4, RWX, RAM);
-                    if pages.iter().any(|page| model.contains_key(page)) {
-                        prop_assert_eq!(result, Err(MapError::Overlap));
-                    } else {
-                        prop_assert_eq!(result, Ok(()));
-                        model.extend(pages.iter().map(|page| (*page, frame + page - first)));
-                    }
-                } else {
-                    npt.unmap(Gpa(first * KIB4), count * KIB4).unwrap();
-                    pages.iter().for_each(|page| { model.remove(page); });
-                }
-            }
-            for page in 0..2700 {
-                let expected = model.get(&page).map(|frame| (Hpa(frame * KIB4 + 7), RWX));
-                prop_assert_eq!(npt.translate(Gpa(page * KIB4 + 7)), expected);
-            }
-            npt.free();
-            prop_assert_eq!(recording.tables(), 0);
-        }
+        let writable = NestedFormat.leaf(Permissions::WRITE, MemoryType::WriteBack);
+        assert!(NestedFormat::permissions(writable).contains(Permissions::READ), "there is no mapping without it");
     }
 }

@@ -12,7 +12,6 @@ use crate::asid::AsidPool;
 use crate::capability::{Capability, Features};
 use crate::controls::{IO_MAP_BYTES, MSR_MAP_BYTES};
 use crate::instr;
-use crate::paging::TableMemory;
 use crate::vmcb::Vmcb;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -21,6 +20,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
 use vcpu::speculation::{IBPB, PRED_CMD, SPEC_CTRL};
+use vcpu::tables::TableMemory;
+use vcpu::vector_area::RESET_IMAGE;
 use vcpu::{CreateError, Defences, FrameSource, Hpa, LastResident, OutOfFrames, cr0, cr4, efer};
 
 const FRAME: usize = 4096;
@@ -240,29 +241,19 @@ pub struct Switched {
     resident: bool,
 }
 
-/// Offset of FCW in the legacy region and its value after FNINIT.
-const FCW: (usize, u16) = (0, 0x37f);
-/// Offset of MXCSR in the legacy region and its value after reset.
-const MXCSR: (usize, u32) = (24, 0x1f80);
 /// XCR0.AVX.
 const XCR0_AVX: u64 = 1 << 2;
 
 impl Switched {
     /// All registers as after reset.
     pub fn new(source: &Arc<dyn FrameSource>, capability: &Capability) -> Result<Switched, OutOfFrames> {
-        let area = Block::new(source, (capability.vector_bytes as usize).div_ceil(FRAME))?;
-        let legacy = area.pointer();
-        // SAFETY: inside the block, which is at least one frame.
-        let fcw = unsafe { legacy.byte_add(FCW.0) };
-        // SAFETY: inside the block, aligned, ours.
-        unsafe { fcw.cast::<u16>().write(FCW.1) };
-        // SAFETY: inside the block.
-        let mxcsr = unsafe { legacy.byte_add(MXCSR.0) };
-        // SAFETY: inside the block, aligned, ours.
-        unsafe { mxcsr.cast::<u32>().write(MXCSR.1) };
+        let area = Block::new(source, (capability.vector.bytes as usize).div_ceil(FRAME))?;
+        let image = NonNull::from(&RESET_IMAGE).cast();
+        // SAFETY: the block is at least one frame, zeroed, ours, and longer than the image.
+        unsafe { area.pointer().copy_from_nonoverlapping(image, RESET_IMAGE.len()) };
         Ok(Switched {
             area,
-            xcr0_all: capability.has(Features::XSAVE).then_some(capability.xcr0),
+            xcr0_all: capability.has(Features::XSAVE).then_some(capability.vector.xcr0),
             has_tsc_aux: capability.has(Features::RDTSCP),
             has_spec_ctrl: capability.speculation.guest.spec_ctrl != 0
                 && !capability.has(Features::SPEC_CTRL_VIRTUALIZATION),
@@ -520,7 +511,7 @@ impl Removals {
 pub(crate) mod tests {
     use super::*;
     use crate::capability::tests::qemu;
-    use crate::paging::NestedTables;
+    use crate::paging::nested_tables;
     use alloc::boxed::Box;
     use core::sync::atomic::AtomicUsize;
     use memory::Gpa;
@@ -597,7 +588,7 @@ pub(crate) mod tests {
         let heap = Arc::new(HeapFrames::default());
         let source: Arc<dyn FrameSource> = heap.clone();
         let (memory, root) = FrameTables::new(&source).unwrap();
-        let mut npt = NestedTables::new(memory, root, true, 40);
+        let mut npt = nested_tables(memory, root, true, 40);
         // SAFETY: the tables live to the end of the test.
         let removals = unsafe { Removals::of(root, &source) };
         npt.map(Gpa(0), Hpa(0), 0x20_0000, Permissions::all(), MemoryType::WriteBack).unwrap();

@@ -20,6 +20,8 @@ mod mailbox;
 mod scripted;
 mod second_level;
 pub mod speculation;
+pub mod tables;
+pub mod vector_area;
 
 pub use arch::{
     ArchState, CodeSize, DescriptorTable, Gpr, Gprs, Segment, SegmentAttributes, SegmentName, SystemMsr, SystemMsrs,

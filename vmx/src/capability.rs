@@ -12,6 +12,7 @@ use core::fmt;
 use raw_cpuid::{CpuIdReader, CpuIdResult};
 use vcpu::Speculation;
 use vcpu::speculation::ARCH_CAPABILITIES;
+use vcpu::vector_area::VectorArea;
 use x86::msr::{
     IA32_FEATURE_CONTROL, IA32_VMX_BASIC, IA32_VMX_CR0_FIXED0, IA32_VMX_CR0_FIXED1, IA32_VMX_CR4_FIXED0,
     IA32_VMX_CR4_FIXED1, IA32_VMX_ENTRY_CTLS, IA32_VMX_EPT_VPID_CAP, IA32_VMX_EXIT_CTLS, IA32_VMX_MISC,
@@ -317,9 +318,6 @@ const ROWS: [Row; 23] = [
 /// CPUID 1 ECX: VMX.
 const VMX: u32 = 1 << 5;
 
-/// Size in bytes of the legacy region and header, the least that XSAVE writes.
-const XSAVE_MINIMUM: u32 = 512 + 64;
-
 /// A processor that can run guests, and how well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capability {
@@ -341,10 +339,8 @@ pub struct Capability {
     pub ept_vpid: EptVpid,
     /// Width of host-physical addresses in bits, 32 to 52.
     pub physical_bits: u32,
-    /// XCR0 bits that may be set; 1 (x87) without XSAVE.
-    pub xcr0: u64,
-    /// Bytes that hold all vector state: XSAVE's standard form with every bit of `xcr0`, or 512 for FXSAVE.
-    pub vector_bytes: u32,
+    /// The memory for vector registers.
+    pub vector: VectorArea,
     /// What it leaks by speculation, and what is done about it.
     pub speculation: Speculation,
 }
@@ -452,12 +448,11 @@ impl Capability {
         for (feature, _, shows) in ROWS {
             features.set(feature, shows(&words));
         }
-        let (xcr0, vector_bytes) = if features.contains(Features::XSAVE) {
+        let vector = if features.contains(Features::XSAVE) {
             let state = leaf(cpuid, 0xd, 0);
-            // The x87 bit cannot be cleared in XCR0, whatever the leaf says.
-            (u64::from(state.edx) << 32 | u64::from(state.eax) | 1, state.ecx.max(XSAVE_MINIMUM))
+            VectorArea::of(state.eax, state.ecx, state.edx)
         } else {
-            (1, 512)
+            VectorArea::LEGACY
         };
         Ok(Capability {
             features,
@@ -469,8 +464,7 @@ impl Capability {
             cr4: FixedBits { ones: rdmsr(IA32_VMX_CR4_FIXED0), may: rdmsr(IA32_VMX_CR4_FIXED1) },
             ept_vpid,
             physical_bits: (leaf(cpuid, 0x8000_0008, 0).eax & 0xff).clamp(32, 52),
-            xcr0,
-            vector_bytes,
+            vector,
             speculation: speculation::derive(speculation_words(cpuid, structured, rdmsr)),
         })
     }
@@ -662,7 +656,7 @@ pub(crate) mod tests {
         let haswell = HASWELL.capability().unwrap();
         assert!(haswell.has(Features::INTERRUPT_DELIVERY | Features::VIRTUAL_X2APIC | Features::GIANT_PAGES));
         assert!(!haswell.features.intersects(Features::XSAVES | Features::POSTED_INTERRUPTS | Features::TSC_SCALING));
-        assert_eq!((haswell.physical_bits, haswell.xcr0, haswell.vector_bytes), (40, 7, 0x340));
+        assert_eq!((haswell.physical_bits, haswell.vector.xcr0, haswell.vector.bytes), (40, 7, 0x340));
         assert_eq!((haswell.basic.revision(), haswell.basic.region_bytes()), (0x2b, 4096));
         assert_eq!((haswell.misc.timer_shift(), haswell.misc.cr3_targets()), (0, 4));
         let arrandale = ARRANDALE.capability().unwrap();
@@ -670,10 +664,10 @@ pub(crate) mod tests {
         assert!(!arrandale.features.intersects(
             Features::VIRTUAL_INTERRUPTS | Features::APIC_REGISTERS | Features::GIANT_PAGES | Features::XSAVE
         ));
-        assert_eq!((arrandale.xcr0, arrandale.vector_bytes), (1, 512));
+        assert_eq!((arrandale.vector.xcr0, arrandale.vector.bytes), (1, 512));
         let skylake = SKYLAKE.capability().unwrap();
         assert!(skylake.has(Features::XSAVES | Features::POSTED_INTERRUPTS | Features::TSC_SCALING));
-        assert_eq!((skylake.xcr0, skylake.vector_bytes), (0xe7, 0xa80));
+        assert_eq!((skylake.vector.xcr0, skylake.vector.bytes), (0xe7, 0xa80));
     }
 
     #[test]

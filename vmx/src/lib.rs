@@ -40,7 +40,7 @@ use crate::controls::{ApicVirtualization, Controls, MsrAccess, STRAIGHT, Shared 
 use crate::decode::{ENTRY_FAILURE, EntryEvent, Gathered, Interruption, Needs, Reason, decode};
 use crate::entry::{Context, Outcome, arrive, arrive_refilling};
 use crate::field::Field;
-use crate::paging::{ExtendedTables, root_table};
+use crate::paging::{ExtendedTables, extended_tables, root_table};
 use crate::region::{Frame, FrameTables, GuestWords, HostCpu, MsrBitmap, Removals, Switched, apic_access_page};
 use crate::vmcs::{Addresses, Current, Vmcs};
 use crate::vpid::VpidPool;
@@ -158,7 +158,7 @@ impl Backend for Vmx {
 
     fn second_level(&self, frames: &Arc<dyn FrameSource>) -> Result<Self::SecondLevel, CreateError> {
         let (memory, root) = FrameTables::new(frames)?;
-        let mut tables = ExtendedTables::new(memory, root, &self.shared.capability);
+        let mut tables = extended_tables(memory, root, &self.shared.capability);
         if self.shared.controls.deliver_interrupts() {
             // Accesses to the local APIC must translate, to the very page that the VMCS names, to be virtualized.
             let access = Permissions::READ | Permissions::WRITE;

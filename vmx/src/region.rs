@@ -11,7 +11,7 @@
 
 use crate::capability::{Capability, Features};
 use crate::instr;
-use crate::paging::{self, TableMemory};
+use crate::paging;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -21,6 +21,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use raw_cpuid::CpuIdReaderNative;
 use vcpu::memory::Gpa;
 use vcpu::speculation::{IBPB, PRED_CMD, SPEC_CTRL};
+use vcpu::tables::TableMemory;
+use vcpu::vector_area::RESET_IMAGE;
 use vcpu::{CreateError, Defences, FrameSource, Hpa, LastResident, OutOfFrames, SystemMsr, cr0, cr4};
 use x86::msr::IA32_FEATURE_CONTROL;
 
@@ -252,10 +254,6 @@ pub struct Switched {
 const LIVE_MSRS: [SystemMsr; 5] =
     [SystemMsr::Star, SystemMsr::Lstar, SystemMsr::Cstar, SystemMsr::Sfmask, SystemMsr::KernelGsBase];
 
-/// Offset of FCW in the legacy region and its value after FNINIT.
-const FCW: (usize, u16) = (0, 0x37f);
-/// Offset of MXCSR in the legacy region and its value after reset.
-const MXCSR: (usize, u32) = (24, 0x1f80);
 /// XCR0.AVX, with SSE.
 const XCR0_AVX: u64 = 1 << 2 | 1 << 1;
 /// DR6 after reset.
@@ -267,19 +265,13 @@ unsafe impl Send for Switched {}
 impl Switched {
     /// All registers as after reset.
     pub fn new(source: &Arc<dyn FrameSource>, capability: &Capability) -> Result<Switched, OutOfFrames> {
-        let area = Block::new(source, (capability.vector_bytes as usize).div_ceil(FRAME))?;
-        let legacy = area.pointer();
-        // SAFETY: inside the block, which is at least one frame.
-        let fcw = unsafe { legacy.byte_add(FCW.0) };
-        // SAFETY: inside the block, aligned, ours.
-        unsafe { fcw.cast::<u16>().write(FCW.1) };
-        // SAFETY: inside the block.
-        let mxcsr = unsafe { legacy.byte_add(MXCSR.0) };
-        // SAFETY: inside the block, aligned, ours.
-        unsafe { mxcsr.cast::<u32>().write(MXCSR.1) };
+        let area = Block::new(source, (capability.vector.bytes as usize).div_ceil(FRAME))?;
+        let image = NonNull::from(&RESET_IMAGE).cast();
+        // SAFETY: the block is at least one frame, zeroed, ours, and longer than the image.
+        unsafe { area.pointer().copy_from_nonoverlapping(image, RESET_IMAGE.len()) };
         Ok(Switched {
             area,
-            xcr0_all: capability.has(Features::XSAVE).then_some(capability.xcr0),
+            xcr0_all: capability.has(Features::XSAVE).then_some(capability.vector.xcr0),
             has_tsc_aux: capability.has(Features::RDTSCP),
             host_spec_ctrl: (capability.speculation.guest.spec_ctrl != 0)
                 .then_some(capability.speculation.host_spec_ctrl),
@@ -645,7 +637,7 @@ impl GuestWords {
 pub(crate) mod tests {
     use super::*;
     use crate::capability::tests::HASWELL;
-    use crate::paging::ExtendedTables;
+    use crate::paging::extended_tables;
     use alloc::boxed::Box;
     use core::sync::atomic::AtomicUsize;
     use vcpu::{MemoryType, Permissions, SecondLevel};
@@ -725,7 +717,7 @@ pub(crate) mod tests {
         let heap = Arc::new(HeapFrames::default());
         let source: Arc<dyn FrameSource> = heap.clone();
         let (memory, root) = FrameTables::new(&source).unwrap();
-        let mut ept = ExtendedTables::new(memory, root, &wide());
+        let mut ept = extended_tables(memory, root, &wide());
         // SAFETY: the tables live to the end of the test.
         let removals = unsafe { Removals::of(root, &source) };
         ept.map(Gpa(0), Hpa(0), 0x20_0000, Permissions::all(), MemoryType::WriteBack).unwrap();
@@ -741,7 +733,7 @@ pub(crate) mod tests {
     fn guest_words_are_read_through_the_tables() {
         let source: Arc<dyn FrameSource> = Arc::new(HeapFrames::default());
         let (memory, root) = FrameTables::new(&source).unwrap();
-        let mut ept = ExtendedTables::new(memory, root, &wide());
+        let mut ept = extended_tables(memory, root, &wide());
         let ram = source.allocate(1).unwrap();
         // SAFETY: the frame was just allocated.
         unsafe { word(&source, ram, 4).as_ref() }.store(0x1234, Ordering::Relaxed);
