@@ -1,11 +1,14 @@
 """Cases with the stock Debian kernel: what a Linux user sees of the virtual machine."""
 
+import hashlib
+import base64
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Callable
 
-from gearshift_host import guests, paths
+from gearshift_host import guests, paths, setup
 from gearshift_host.session import Options, Outcome, Session
 
 from .case import Case
@@ -62,7 +65,8 @@ def same_warnings_as_plain(kernel: Callable[[], Path]) -> Callable[[Outcome], st
         if "MESSAGES-END" not in outcome.text():
             return "the kernel's messages are not complete on the console"
         image = kernel()
-        place = paths.cache() / "nested" / f"plain-messages-{image.name}"
+        # By the whole path: kernels of one name run at the same time.
+        place = paths.cache() / "nested" / f"plain-messages-{hashlib.sha256(str(image).encode()).hexdigest()[:10]}"
         initrd = guests.script_initramfs(MESSAGES_SCRIPT, place / "initrd")
         plain = Session(Options(kernel=str(image), initrd=str(initrd), without_hypervisor=True, timeout=120), echo=False).run()
         (place / "console").write_bytes(plain.console)
@@ -144,6 +148,40 @@ def interrupts_count_up(outcome: Outcome) -> str:
     return "" if timers > 0 else "no timer interrupt came through the IOAPIC"
 
 
+SMBIOS_SCRIPT = """\
+cd /sys/firmware/dmi/tables
+echo ENTRY-BEGIN; base64 smbios_entry_point; echo ENTRY-END
+echo TABLE-BEGIN; base64 DMI; echo TABLE-END
+"""
+# In a dump, the table follows at this offset, and the entry point says so.
+DUMP_TABLE = 0x20
+SMBIOS_WANTED = ("SMBIOS 3.0.0 present.", "Vendor: Gearshift", "Product Name: Gearshift PC (Q35)", "Core Count: 1", "Maximum Capacity: 512 MB",
+                 "Size: 512 MB", "Range Size: 512 MB", "Status: No errors detected", "End Of Table")
+
+
+def smbios_right(outcome: Outcome) -> str:
+    """The guest's SMBIOS tables are what dmidecode takes for right, and say what machine it is."""
+    text = outcome.text()
+
+    def section(name: str) -> bytes:
+        return base64.b64decode(text.partition(f"{name}-BEGIN\n")[2].partition(f"{name}-END")[0])
+
+    entry, table = bytearray(section("ENTRY")), section("TABLE")
+    if entry[:5] != b"_SM3_" or sum(entry) & 0xFF:
+        return f"the entry point is not right: {entry.hex()}"
+    entry[16:24] = DUMP_TABLE.to_bytes(8, "little")
+    entry[5] = (entry[5] - sum(entry)) & 0xFF
+    dump = paths.cache() / "nested" / "linux-smbios" / "dump"
+    dump.write_bytes(bytes(entry).ljust(DUMP_TABLE, b"\0") + table)
+    reader = setup.dmidecode()
+    done = subprocess.run(reader.command("--from-dump", str(dump)), env=reader.env(), capture_output=True, text=True)
+    if done.returncode != 0 or done.stderr.strip():
+        return f"dmidecode: {done.stderr.strip() or done.returncode}"
+    missing = [wanted for wanted in SMBIOS_WANTED if wanted not in done.stdout]
+    wrong = [line.strip() for line in done.stdout.splitlines() if re.search(r"OUT OF SPEC|BAD INDEX|TRUNCATED|Wrong|Invalid", line)]
+    return f"dmidecode does not say {missing} and says {wrong}" if missing or wrong else ""
+
+
 CASES = [
     Case("linux-shell-128m", "the stock kernel reaches a shell with 128 MiB", options={"memory": 128 << 20, "expect": PROMPT}),
     Case("linux-shell-512m", "the stock kernel reaches a shell with 512 MiB", options={"expect": PROMPT}),
@@ -169,6 +207,8 @@ CASES = [
     Case("linux-memory", "the guest sees the RAM it was given",
          script="awk '/MemTotal/ { print ($2 > 440000 && $2 < 512 * 1024) ? \"MEMORY RIGHT\" : \"MEMORY WRONG \" $2 }' /proc/meminfo\n",
          wanted=("MEMORY RIGHT", "SCRIPT-ENDED 0")),
+    Case("linux-smbios", "the SMBIOS tables are right and say what machine it is", script=SMBIOS_SCRIPT, wanted=("TABLE-END", "SCRIPT-ENDED 0"),
+         check=smbios_right),
     Case("linux-no-nesting", "the guest sees no virtualization of its own but knows that it is a guest",
          script="grep -qw svm /proc/cpuinfo && echo HAS SVM\ngrep -qw vmx /proc/cpuinfo && echo HAS VMX\ngrep -qw hypervisor /proc/cpuinfo && echo IS A GUEST\n",
          wanted=("IS A GUEST", "SCRIPT-ENDED 0"), unwanted=("HAS SVM", "HAS VMX")),
