@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+import traceback
 import unittest
 from dataclasses import dataclass
 
@@ -161,7 +162,10 @@ def run_nested(cases: list, jobs: int, tally: Tally) -> None:
             print(f"skipped {case.name}: {obstacle}", flush=True)
             return
         began = time.monotonic()
-        problem = prepare.run(case, hypervisor)
+        try:
+            problem = prepare.run(case, hypervisor)
+        except Exception:  # pylint: disable=broad-exception-caught  # One broken case must not hide what the others find.
+            problem = traceback.format_exc()
         tally.add(int(not problem), int(bool(problem)))
         seconds = time.monotonic() - began
         if problem:
@@ -220,6 +224,7 @@ def main(arguments: list) -> int:
     p.add_argument("--quick", action="store_true", help="leave out the nested cases, which need emulators, and the fuzz targets")
     p.add_argument("--list", action="store_true", help="list the stages and the nested cases")
     p.add_argument("--fuzz", metavar="SECONDS", type=positive, help="only fuzz, each target so long; NAME chooses targets then")
+    p.add_argument("--cpu", choices=("amd", "intel"), help="run only the nested cases on QEMU with AMD-V, or only those on Bochs with VT-x")
     p.add_argument("--jobs", metavar="N", type=int, default=min(PARALLEL_MACHINES, os.cpu_count() or 1), help="machines at once (default: %(default)s)")
     tally = Tally()
     try:
@@ -241,6 +246,7 @@ def main(arguments: list) -> int:
             if name in wanted and not (given.quick and name == "fuzz"):
                 run_stage(name, tally)
         nested = [case for case in cases if case.name in wanted and (not case.slow or case.name in given.names)]
+        nested = [case for case in nested if given.cpu in (None, case.cpu)]
         if nested and not given.quick:
             run_nested(nested, max(1, given.jobs), tally)
     except UserError as error:

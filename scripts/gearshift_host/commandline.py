@@ -114,7 +114,7 @@ def parser() -> OneLineParser:
 def checked(arguments: list) -> Options:
     """The options, or a UserError that says in one line what is wrong."""
     given = parser().parse_args(arguments)
-    readable_guest(given)
+    check_guest(given)
     for option, file in (("--log", given.log), ("--report", given.report), ("--stats", given.stats)):
         if file is not None:
             writable_place(option, file)
@@ -130,11 +130,8 @@ def checked(arguments: list) -> Options:
     if given.cpu == "intel" and given.icount:
         raise UserError("--cpu intel counts instructions by itself: leave out --icount")
     refuse_boot_way(given)
-    for option, value in (("--vcpus", given.vcpus), ("--host-cpus", given.host_cpus)):
-        if value > CPUS_MOST:
-            raise UserError(f"{option} {value} is too many: at most {CPUS_MOST}")
-    if given.vms and (given.kernel or given.initrd):
-        raise UserError("--vms names the guests' files itself: leave out --kernel and --initrd")
+    if given.host_cpus > CPUS_MOST:
+        raise UserError(f"--host-cpus {given.host_cpus} is too many: at most {CPUS_MOST}")
     if given.bare and given.vms:
         raise UserError("--bare runs one guest without the hypervisor: --vms has no meaning then")
     if given.bare and (given.modules or given.hypervisor_options):
@@ -151,11 +148,15 @@ def checked(arguments: list) -> Options:
     return Options(**fields, kvm=kvm, without_hypervisor=given.bare)
 
 
-def readable_guest(given: argparse.Namespace) -> None:
-    """Refuses a file of the guest that cannot be read."""
+def check_guest(given: argparse.Namespace) -> None:
+    """Refuses a guest that cannot be: a file that cannot be read, too many CPUs, a contradiction."""
     for option, file in [("--kernel", given.kernel), ("--initrd", given.initrd), ("--vms", given.vms), *(("--module", m) for m in given.modules)]:
         if file is not None:
             readable_file(option, file)
+    if given.vcpus > CPUS_MOST:
+        raise UserError(f"--vcpus {given.vcpus} is too many: at most {CPUS_MOST}")
+    if given.vms and (given.kernel or given.initrd):
+        raise UserError("--vms names the guests' files itself: leave out --kernel and --initrd")
 
 
 def refuse_boot_way(given: argparse.Namespace) -> None:

@@ -42,6 +42,11 @@ class Entry:
     modules: dict = field(default_factory=dict)
     linux: bool = False
 
+    @property
+    def place(self) -> str:
+        """Where the program is in the image."""
+        return "boot/vmlinuz" if self.linux else "boot/gearshift"
+
 
 @dataclass(frozen=True)
 class Look:
@@ -68,7 +73,7 @@ def _copy(source, target: Path) -> None:
 
 def _lay_out(root: Path, entry: Entry) -> None:
     """Puts the entry's files where the menus name them."""
-    _copy(_stripped(entry.program, root.parent), root / "boot" / "program")
+    _copy(entry.program if entry.linux else _stripped(entry.program, root.parent), root / entry.place)
     for name, content in entry.modules.items():
         if "/" in name or any(character in name for character in "\n\r#"):
             raise UserError(f"a module cannot be called {name!r} in a boot image")
@@ -100,11 +105,11 @@ def grub_configuration(entry: Entry, look: Look) -> str:
     lines += ["  terminal_output serial"] if look.serial_only else ["  terminal_output --append serial", "  terminal_input --append serial"]
     lines += ["fi", f"set timeout={look.seconds}", "set default=0", f"menuentry {_quoted(entry.title)} {{"]
     if entry.linux:
-        lines.append(f"  linux /boot/program {words}")
+        lines.append(f"  linux /{entry.place} {words}")
         if entry.modules:
             lines.append("  initrd " + " ".join(_quoted(f"/modules/{name}") for name in entry.modules))
     else:
-        lines.append(f"  multiboot2 /boot/program {words}")
+        lines.append(f"  multiboot2 /{entry.place} {words}")
         lines += [f"  module2 {_quoted('/modules/' + name)} {_quoted(name)}" for name in entry.modules]
     return "\n".join([*lines, "}", ""])
 
@@ -141,7 +146,7 @@ def grub_iso(place: Path, entry: Entry, look: Look, work: Path) -> Path:
         _copy(configuration.encode(), root / "boot/grub/grub.cfg")
         # Another disk of the machine may hold another Gearshift: the marker is this one's.
         digest = hashlib.sha256(configuration.encode())
-        digest.update((root / "boot/program").read_bytes())
+        digest.update((root / entry.place).read_bytes())
         marker = f"boot/grub/{digest.hexdigest()[:16]}.id"
         _copy(b"", root / marker)
         core = _grub_core(work, "i386-pc", "i386-pc-eltorito", BIOS_MODULES, marker)
@@ -178,10 +183,10 @@ def limine_obstacle() -> str:
 def limine_configuration(entry: Entry, look: Look) -> str:
     """The menu."""
     if entry.linux:
-        lines = ["protocol: linux", "kernel_path: boot():/boot/program", f"cmdline: {entry.command_line}"]
+        lines = ["protocol: linux", f"kernel_path: boot():/{entry.place}", f"cmdline: {entry.command_line}"]
         lines += [f"module_path: boot():/modules/{name}" for name in entry.modules]
     else:
-        lines = ["protocol: limine", "kernel_path: boot():/boot/program", f"cmdline: {entry.command_line}"]
+        lines = ["protocol: limine", f"kernel_path: boot():/{entry.place}", f"cmdline: {entry.command_line}"]
         for name in entry.modules:
             lines += [f"module_path: boot():/modules/{name}", f"module_cmdline: {name}"]
     opening = [f"timeout: {look.seconds}", "serial: yes", "serial_baudrate: 115200", *(["graphics: no"] if look.serial_only else [])]

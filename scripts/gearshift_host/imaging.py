@@ -1,15 +1,17 @@
 """scripts/image: writes one image that boots Gearshift with a guest on a real or emulated PC."""
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
 
 from . import build, image
-from .commandline import OneLineParser, guest_options, readable_guest, writable_place
+from .commandline import OneLineParser, check_guest, guest_options, writable_place
 from .errors import UserError
+from .machines import MODULE
 from .progress import say
-from .session import Options, command_line, module_files
+from .session import COMMAND_LINE_MODULE, INITRD_MODULE, KERNEL_MODULE, Options, module_files
 
 EPILOG = """\
 The image boots by BIOS and by UEFI, as a CD and from a USB stick. To write a stick (all that is on it is lost; find its name by lsblk):
@@ -17,7 +19,7 @@ The image boots by BIOS and by UEFI, as a CD and from a USB stick. To write a st
 In QEMU:
   qemu-system-x86_64 -machine q35 -cpu EPYC,+svm -m 1G -cdrom gearshift.iso -serial mon:stdio
 The guest's console is the first serial port, the hypervisor's log the second. Without --kernel the guest is Debian 12's stock cloud kernel
-with a busybox shell.
+with a busybox shell. The image holds the guests' definition as /modules/vms.toml; --vms brings one of several guests.
 
 Examples:
   scripts/image
@@ -56,23 +58,44 @@ def chosen_loader(wanted: str) -> str:
     return wanted
 
 
+def definition(options: Options, files: dict) -> str:
+    """The vms.toml of the one guest that the options describe."""
+    fields = {"name": "guest", "kernel": KERNEL_MODULE, **({"initrd": INITRD_MODULE} if INITRD_MODULE in files else {}),
+              "append": options.append, "memory": f"{options.memory >> 20}M", "vcpus": options.vcpus}
+    # What JSON calls a string or a number, TOML does too.
+    return "\n".join(["[[vm]]", *(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()), ""])
+
+
+def carried(options: Options) -> dict:
+    """The files in the image: vms.toml and what it names."""
+    files = module_files(options)
+    if not options.vms:
+        del files[COMMAND_LINE_MODULE]
+        files = {MODULE: definition(options, files).encode(), **files}
+    return files
+
+
+def write(place: Path, options: Options, loader: str, menu_seconds: int) -> None:
+    """Writes the image."""
+    entry = image.hypervisor_entry(options.prebuilt or build.hypervisor(), options.hypervisor_options, carried(options))
+    look = image.Look(menu_seconds, serial_only=False)
+    # Beside its place, so that what is not whole never stands there.
+    with tempfile.TemporaryDirectory(prefix=".gearshift-", dir=place.parent) as folder:
+        made = image.ISO_MAKERS[loader](Path(folder) / "image", entry, look, Path(folder))
+        os.replace(made, place)
+
+
 def main(arguments: list) -> int:
     """Runs scripts/image and returns its exit status."""
     try:
         given = parser().parse_args(arguments)
-        readable_guest(given)
+        check_guest(given)
         writable_place("--output", given.output)
         loader = chosen_loader(given.loader)
         options = Options(kernel=given.kernel, initrd=given.initrd, append=given.append, modules=given.modules, memory=given.memory,
                           vcpus=given.vcpus, vms=given.vms, hypervisor_options=given.hypervisor_options)
-        files = module_files(options)
-        entry = image.hypervisor_entry(build.hypervisor(), command_line(options, files), files)
         place = Path(given.output).absolute()
-        look = image.Look(given.menu_seconds, serial_only=False)
-        # Beside its place, so that what is not whole never stands there.
-        with tempfile.TemporaryDirectory(prefix=".gearshift-", dir=place.parent) as folder:
-            made = image.ISO_MAKERS[loader](Path(folder) / "image", entry, look, Path(folder))
-            os.replace(made, place)
+        write(place, options, loader, given.menu_seconds)
         say(f"{given.output}: {place.stat().st_size >> 20} MiB, boots by {loader.capitalize() if loader == 'limine' else loader.upper()}")
         return 0
     except UserError as error:

@@ -37,7 +37,10 @@ KERNEL_MODULE, INITRD_MODULE, COMMAND_LINE_MODULE = "kernel", "initrd", "vm.cmdl
 
 @dataclass
 class Options:
-    """What to run and what to expect of it; the fields are the options of scripts/run."""
+    """What to run and what to expect of it; the fields are the options of scripts/run.
+
+    `prebuilt` is the hypervisor, `iso` an image that holds it and its guests already, `dialogue` a script of several steps.
+    """
 
     cpu: str = "auto"
     kernel: str | None = None
@@ -51,6 +54,7 @@ class Options:
     host_memory: int | None = None
     boot: str | None = None
     medium: str = "cd"
+    iso: Path | None = None
     expect: str | None = None
     timeout: float | None = None
     expect_first: str | None = None
@@ -194,6 +198,8 @@ class Session:
     def _image(self, hypervisor: Path | None, files: dict, folder: Path) -> Path:
         """The image that a loader boots, with GRUB if nothing else is said."""
         options = self.options
+        if options.iso:
+            return options.iso
         if hypervisor is None:
             entry = image.linux_entry(files[KERNEL_MODULE], files.get(INITRD_MODULE), options.append)
         else:

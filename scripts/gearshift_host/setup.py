@@ -125,6 +125,15 @@ def _compiler(command: str, what: str, *packages: str) -> None:
                 raise UserError(f"apt-get {arguments[0]} failed: {done.stderr.strip()[-300:]}", 3)
 
 
+@functools.cache
+def dmidecode() -> Program:
+    """The reader of SMBIOS tables, to check those that guests see."""
+    found = shutil.which("dmidecode")
+    if found:
+        return Program((found,))
+    return archive.program(archive.installed(_bundle("dmidecode", "dmidecode"), "dmidecode (once)"), "usr/sbin/dmidecode")
+
+
 def linker() -> None:
     """A C linker for the host."""
     _compiler("cc", "a C linker", "gcc", "libc6-dev")

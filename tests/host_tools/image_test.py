@@ -2,13 +2,15 @@
 
 import os
 import tempfile
+import tomllib
 import unittest
 from pathlib import Path
 from unittest import mock
 
 from gearshift_host import image
 from gearshift_host.errors import UserError
-from gearshift_host.imaging import chosen_loader
+from gearshift_host.imaging import chosen_loader, definition
+from gearshift_host.session import Options
 
 ENTRY = image.Entry("Gearshift", Path("/none"), "vm.memory=16M it's;odd $x", {"kernel": b"k", "two words": b"w"})
 
@@ -19,7 +21,7 @@ class Menus(unittest.TestCase):
     def test_grub_gets_words_that_its_script_does_not_read(self):
         """Quotes, semicolons and dollars reach the program as they are."""
         text = image.grub_configuration(ENTRY, image.Look(5))
-        self.assertIn("multiboot2 /boot/program 'vm.memory=16M' 'it'\\''s;odd' '$x'\n", text)
+        self.assertIn("multiboot2 /boot/gearshift 'vm.memory=16M' 'it'\\''s;odd' '$x'\n", text)
         self.assertIn("module2 '/modules/two words' 'two words'\n", text)
         self.assertIn("set timeout=5\n", text)
 
@@ -40,6 +42,17 @@ class Menus(unittest.TestCase):
         entry = image.linux_entry(Path("/none"), Path("/initrd"), "quiet")
         self.assertIn("initrd '/modules/initrd'\n", image.grub_configuration(entry, image.Look()))
         self.assertIn("    protocol: linux", image.limine_configuration(entry, image.Look()).splitlines())
+
+
+class Definitions(unittest.TestCase):
+    """The vms.toml of an image."""
+
+    def test_one_guest_is_written_down(self):
+        """Whatever its command line holds."""
+        text = definition(Options(append='a="b" \\ c', memory=1 << 30, vcpus=2), {"kernel": b"", "initrd": b""})
+        self.assertEqual(tomllib.loads(text)["vm"], [{"name": "guest", "kernel": "kernel", "initrd": "initrd", "append": 'a="b" \\ c', "memory": "1024M",
+                                                      "vcpus": 2}])
+        self.assertNotIn("initrd", definition(Options(), {"kernel": b""}))
 
 
 class Limine(unittest.TestCase):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
-from gearshift_host import guests, paths
+from gearshift_host import guests, paths, setup
 from gearshift_host.errors import UserError
 from gearshift_host.session import Options, Outcome, Session
 
@@ -25,7 +25,8 @@ class Case:
     """A guest, the options it runs with and what must come of it.
 
     `script` is run by a Linux guest as its only work, with `files` (name to bytes or path) beside it; else `guest` names a tiny guest of
-    tests/guests, else the guest is the default shell. `kernel` and `initrd` bring other images. `status` is the exit status that scripts/run must have. `wanted` texts must appear on the console in this order, `unwanted`
+    tests/guests, else the guest is the default shell. `kernel` and `initrd` bring other images, `iso` a whole boot image,
+    given the hypervisor. `status` is the exit status that scripts/run must have. `wanted` texts must appear on the console in this order, `unwanted`
     ones must not. `alone` keeps other machines from running at the same time. A `command` is a whole command line of the front door
     `tool`, with `environment` added; what it must say is in `said`. `unavailable` says why this machine cannot run the case, if so.
     `vms` writes a vms.toml and what it names into a folder. A `slow` case runs only when it is named.
@@ -50,8 +51,14 @@ class Case:
     kernel: Callable[[], Path] | None = None
     initrd: Callable[[], Path] | None = None
     files: Callable[[], dict] | None = None
+    iso: Callable[[Path], Path] | None = None
     vms: Callable[[Path], Path] | None = None
     slow: bool = False
+
+    @property
+    def cpu(self) -> str:
+        """Whose virtualization the case runs on: amd (QEMU) or intel (Bochs)."""
+        return "intel" if self.options.get("cpu") == "intel" else "amd"
 
     def obstacle(self) -> str:
         """Why this machine cannot run the case; empty if it can."""
@@ -72,6 +79,11 @@ def prepare(cases: list) -> None:
     if any(not case.guest for case in cases):
         guests.kernel()
         guests.shell_initramfs()
+    if any(case.cpu == "intel" for case in cases):
+        setup.bochs()
+    if any(case.cpu == "intel" or case.iso or case.options.get("boot") for case in cases):
+        setup.image_tree()
+        setup.ovmf()
     for case in cases:
         if not case.obstacle():
             for bring in filter(None, (case.kernel, case.initrd, case.files)):
@@ -85,6 +97,8 @@ def options_of(case: Case, hypervisor: Path) -> Options:
               **case.options}
     if case.vms is not None:
         fields["vms"] = str(case.vms(folder))
+    if case.iso is not None:
+        fields["iso"] = case.iso(hypervisor)
     if case.kernel is not None:
         fields["kernel"] = str(case.kernel())
     if case.initrd is not None:
