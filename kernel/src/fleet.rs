@@ -535,7 +535,6 @@ impl fmt::Display for Statistics<'_> {
         for slot in &fleet.slots {
             let progress = slot.progress();
             all = sum(&all, &progress);
-            all.run_time = all.run_time.max(progress.run_time);
             overhead += progress.overhead;
         }
         // Machines ran side by side: the longest run counts.

@@ -11,8 +11,15 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{NonNull, null_mut};
 use linked_list_allocator::Heap;
 
-/// Bytes of the heap.
-pub const SIZE: u64 = 8 << 20;
+/// Bytes of the heap at least.
+const LEAST: u64 = 8 << 20;
+/// Bytes of the heap at most.
+const MOST: u64 = 128 << 20;
+
+/// Bytes of the heap of a host with `memory` bytes of RAM: one that can hold more machines has room for what they take.
+pub fn size_for(memory: u64) -> u64 {
+    (memory / 64).clamp(LEAST, MOST).next_multiple_of(4096)
+}
 
 #[global_allocator]
 static HEAP: KernelHeap = KernelHeap(Lock::new(State { heap: Heap::empty(), peak: 0 }));

@@ -45,7 +45,8 @@ pub fn start(boot: Result<BootInfo<'static>, BootError>) -> ! {
 
     ram::init(&boot).unwrap_or_else(|error| refuse(error.0));
     address_space::init(&boot).unwrap_or_else(|_| refuse(TOO_LITTLE_MEMORY));
-    let heap = ram::allocate_zeroed(heap::SIZE, 4096).unwrap_or_else(|| refuse(TOO_LITTLE_MEMORY));
+    let memory = ram::with_frames(|frames| frames.total_bytes());
+    let heap = ram::allocate_zeroed(heap::size_for(memory), 4096).unwrap_or_else(|| refuse(TOO_LITTLE_MEMORY));
     heap::init(heap);
     let stack = stacks::allocate(STACK_SIZE).unwrap_or_else(|_| refuse(TOO_LITTLE_MEMORY));
     let boot: &'static BootInfo<'static> = alloc::boxed::Box::leak(alloc::boxed::Box::new(boot));

@@ -14,7 +14,7 @@ use crate::guest_ram::GuestRam;
 use crate::lock::Lock;
 use crate::run_queue::{Poll, Role, SLICE, Task, Waker};
 use crate::time::MILLISECOND;
-use crate::{clock, guest_frames, heap, journal, scheduler};
+use crate::{clock, guest_frames, journal, scheduler};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -486,6 +486,8 @@ struct Reserved<B: Backend> {
     arena: Arc<Arena>,
     /// Taken when it is all clear.
     ram: Option<GuestRam>,
+    /// Holds the place on the heap for what is made when the RAM is clear.
+    room: Vec<u8>,
 }
 
 /// Reserves the memory of the machine of `plan`.
@@ -493,22 +495,25 @@ struct Reserved<B: Backend> {
 /// # Errors
 /// One line that says what is wrong and what to do.
 pub fn reserve<B: Backend>(backend: &'static B, plan: Plan) -> Result<Box<dyn Construction>, String> {
-    let heap = heap::usage();
-    if heap.size - heap.used < HEAP_FOR_MACHINE + plan.vcpus as usize * HEAP_FOR_VCPU {
-        return Err(String::from("one virtual machine too many: the hypervisor's own heap is used up; stop another one"));
-    }
+    let mut room = Vec::new();
+    room.try_reserve_exact(HEAP_FOR_MACHINE + plan.vcpus as usize * HEAP_FOR_VCPU).map_err(|_| {
+        format!("no room for a virtual machine of {} vCPU(s) in the hypervisor's own heap; stop another one or give the host more memory", plan.vcpus)
+    })?;
     let arena = Arena::new(Arena::size_for(plan.memory, plan.vcpus))
         .ok_or_else(|| String::from("not enough memory for the virtual machine's tables; give the host more"))?;
     let ram = guest_frames::allocate(&layout::ram_ranges(plan.memory)).ok_or_else(|| {
         format!("not enough memory for a virtual machine of {} MiB; give it less or the host more", plan.memory >> 20)
     })?;
-    Ok(Box::new(Reserved { backend, plan, arena: Arc::new(arena), ram: Some(ram) }))
+    Ok(Box::new(Reserved { backend, plan, arena: Arc::new(arena), ram: Some(ram), room }))
 }
 
 impl<B: Backend> Construction for Reserved<B> {
     fn advance(&mut self) -> Result<Option<Arc<dyn RunningVm>>, String> {
         match self.ram.take() {
-            Some(ram) if ram.clear_some(PIECE) => self.launch(ram).map(Some),
+            Some(ram) if ram.clear_some(PIECE) => {
+                self.room = Vec::new();
+                self.launch(ram).map(Some)
+            }
             unfinished => {
                 self.ram = unfinished;
                 Ok(None)
