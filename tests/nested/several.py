@@ -16,7 +16,7 @@ MONITOR = "gearshift> "
 SLICE_MICROS = 5000
 # What an exchange of machines costs, and what the one that is measured takes to look.
 SLACK_MICROS = 500
-CLOCK_SECONDS = 60
+CLOCK_SECONDS, LONG_SECONDS = 60, 600
 CLOCK_TOLERANCE_SECONDS = 1.0
 
 
@@ -135,12 +135,24 @@ def switch_to(number: int, name: str) -> tuple:
 
 
 BUSY = Step(PROMPT, say=b"while :; do :; done &\r")
-# Two looks at the clocks of two busy guests.
-CLOCKS = (
-    BUSY, *switch_to(2, "two"), BUSY, *switch_to(1, "one"),
-    *ask_time("a"), *switch_to(2, "two"), *ask_time("b"), Step("", pause=CLOCK_SECONDS),
-    *switch_to(1, "one"), *ask_time("c"), *switch_to(2, "two"), *ask_time("d"), Step(PROMPT),
-)
+
+
+def look_twice(seconds: int) -> tuple:
+    """Two looks at the clocks of two busy guests, so long apart."""
+    return (BUSY, *switch_to(2, "two"), BUSY, *switch_to(1, "one"),
+            *ask_time("a"), *switch_to(2, "two"), *ask_time("b"), Step("", pause=seconds),
+            *switch_to(1, "one"), *ask_time("c"), *switch_to(2, "two"), *ask_time("d"), Step(PROMPT))
+
+
+# When, counted by steps, the four answers come; the same however long the pause is.
+ANSWERS = [number for number, step in enumerate(look_twice(0)) if step.text.startswith("\nTIME-")]
+
+
+def clocks(name: str, about: str, seconds: int, host_cpus: int, slow: bool = False) -> Case:
+    """Two busy guests whose clocks are compared with the host's."""
+    return Case(f"vms-{name}", about, alone=True, timeout=seconds + 180, vms=machines(linux("one"), linux("two")), check=clocks_right, slow=slow,
+                options={"dialogue": look_twice(seconds), "host_cpus": host_cpus})
+
 
 FOCUS = (
     Step(PROMPT, say=b"cat /proc/cmdline\r"), Step("machine=one\r\n"), Step(PROMPT, say=keys("2")),
@@ -189,6 +201,12 @@ CASES = [
     neighbours("fair", "two busy guests share a processor evenly, and neither waits longer than a slice", "run", away(0.5)),
     neighbours("weights", "a guest of three times the weight has three times the share", "run", away(0.25), "weight = 768"),
     neighbours("wake", "a guest that sleeps is woken in time beside one that spins with its interrupts off", "nap", woken_in_time),
-    Case("vms-clocks", "the clocks of two busy guests are right over a minute", alone=True, timeout=240,
-         vms=machines(linux("one"), linux("two")), options={"dialogue": CLOCKS}, check=clocks_right),
+    clocks("clocks", "the clocks of two busy guests are right over a minute", CLOCK_SECONDS, 1),
+    clocks("ten-minutes", "two busy guests side by side for ten minutes, their clocks right", LONG_SECONDS, 1, slow=True),
+    clocks("ten-minutes-smp", "the same on two processors", LONG_SECONDS, 2, slow=True),
+    Case("vms-start-stop-smp", "a machine with two processors started and stopped 20 times on two others leaves no memory behind",
+         vms=machines(linux("one", "vcpus = 2"), linux("again", "autostart = false", "vcpus = 2")), check=memory_comes_back,
+         options={"dialogue": start_and_stop(20), "host_cpus": 2}),
+    Case("vms-focus-intel", "two guests on one line on VT-x: focus, text that nobody saw, power-off of each", alone=True, timeout=300,
+         vms=machines(linux("one"), linux("two")), options={"dialogue": FOCUS, "cpu": "intel"}, check=each_ended("powered_off", "powered_off")),
 ]
