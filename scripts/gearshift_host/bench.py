@@ -1,11 +1,13 @@
 """scripts/bench: measures exits and the boot of the stock kernel in emulated instructions, beside what KVM and Xen take.
 
-Under --icount the time-stamp counter counts instructions at every level, so the numbers do not depend on the load of this machine. The
-bench guest (tests/guests) prints `BENCH <name> <least instructions of a round trip>`; the kernel's boot is measured from power-on
-to its shell by the hypervisor's own count. The reference columns were measured once on QEMU 10.0.2 with the same CPU model.
+On both test beds the time-stamp counter counts instructions at every level, so the numbers do not depend on the load of this machine. The
+bench guest (tests/guests) prints `BENCH <mode>.<operation> <least instructions of a round trip>`; the kernel's boot is measured from
+power-on to its shell by the hypervisor's own count. The reference columns were measured once on the same beds: QEMU 10.0.2, Bochs 3.0.
 """
 
+import hashlib
 import json
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,32 +22,39 @@ GUEST = "bench"
 TIMEOUT_SECONDS = 600.0
 
 
+# What the guest measures in, and how the tables call it.
+MODES = {"flat32": "32-bit flat", "paged64": "64-bit paged"}
+
+
 @dataclass(frozen=True)
 class Row:
-    """An operation: its name in the guest's output, its title, and the reference columns (None: not measured, "-": no exit)."""
+    """An operation: its name in the guest's output, its title, and the references by bed and column (None: not measured)."""
 
     name: str
     title: str
-    bare: int | None
-    kvm: int | None
-    xen_pvh: int | str | None
-    xen_hvm: int | str | None
+    references: dict
+
+
+def row(name: str, title: str, bare, kvm, xen_pvh, xen_hvm, kvm_bochs=None) -> Row:  # pylint: disable=too-many-arguments,too-many-positional-arguments
+    """A row of both beds' tables."""
+    qemu = {"no hypervisor": bare, "KVM + QEMU": kvm, "Xen PVH": xen_pvh, "Xen HVM": xen_hvm}
+    return Row(name, title, {"amd": qemu, "intel": {"KVM + QEMU": kvm_bochs}})
 
 
 NO_EXIT = "no exit"
 ROWS = (
-    Row("cpuid", "CPUID", 7, 2681, 2477, 2929),
-    Row("vmmcall", "VMMCALL", None, 2825, 2544, 2996),
-    Row("rdmsr_apic_base", "RDMSR 0x1B", 7, 2770, 2390, 2834),
-    Row("wbinvd", "WBINVD", 6, 2562, 2336, 2780),
-    Row("in_pic", "IN 0x21 (PIC)", 6, 1731, None, 1180),
-    Row("out_80", "OUT 0x80", 7, 5291, NO_EXIT, NO_EXIT),
-    Row("in_uart_lsr", "IN 0x3FD (UART status)", 7, 5364, None, 42671),
-    Row("lapic_read", "LAPIC read (MMIO)", 6, 3666, 4586, 5558),
-    Row("lapic_eoi", "LAPIC EOI write (MMIO)", 6, 3555, 5195, 6343),
-    Row("ioapic_read", "IOAPIC read (MMIO)", 6, 3858, 5749, 5130),
-    Row("hpet_read", "HPET read (MMIO)", 6, 7880, 5749, 5919),
-    Row("self_ipi", "self-IPI + delivery + EOI", 13, 9090, 11212, 13383),
+    row("cpuid", "CPUID", 7, 2681, 2477, 2929, 969),
+    row("vmmcall", "VMMCALL/VMCALL", None, 2825, 2544, 2996),
+    row("rdmsr_1b", "RDMSR 0x1B", 7, 2770, 2390, 2834),
+    row("wbinvd", "WBINVD", 6, 2562, 2336, 2780),
+    row("in_21", "IN 0x21 (PIC)", 6, 1731, None, 1180),
+    row("out_80", "OUT 0x80", 7, 5291, NO_EXIT, NO_EXIT, 3115),
+    row("in_3fd", "IN 0x3FD (UART status)", 7, 5364, None, 42671),
+    row("lapic_read", "LAPIC read (MMIO)", 6, 3666, 4586, 5558),
+    row("lapic_eoi", "LAPIC EOI write (MMIO)", 6, 3555, 5195, 6343),
+    row("ioapic_read", "IOAPIC read (MMIO)", 6, 3858, 5749, 5130),
+    row("hpet_read", "HPET read (MMIO)", 6, 7880, 5749, 5919),
+    row("self_ipi", "self-IPI + delivery + EOI", 13, 9090, 11212, 13383),
 )
 # Power-on to /init of the stock kernel; KVM and none: instructions, exits.
 BOOT_BARE = {"quiet": (6_110_000_000, None)}
@@ -103,13 +112,13 @@ def cell(value) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def exits_table(measured: dict) -> str:
+def exits_table(measured: dict, cpu: str) -> str:
     """What the bench guest measured, beside the reference columns."""
-    rows = [("instructions per round trip", "Gearshift", "no hypervisor", "KVM + QEMU", "Xen PVH", "Xen HVM")]
-    for row in ROWS:
-        rows.append((row.title, *map(cell, (measured.get(row.name), row.bare, row.kvm, row.xen_pvh, row.xen_hvm))))
-    known = {row.name for row in ROWS}
-    rows += [(name, cell(value), "-", "-", "-", "-") for name, value in measured.items() if name not in known]
+    references = list(ROWS[0].references[cpu])
+    rows = [("instructions per round trip", *(f"Gearshift, {title}" for title in MODES.values()), *references)]
+    for operation in ROWS:
+        found = (measured.get(f"{mode}.{operation.name}") for mode in MODES)
+        rows.append((operation.title, *map(cell, (*found, *(operation.references[cpu][title] for title in references)))))
     return table(rows)
 
 
@@ -122,36 +131,115 @@ def boots_table(measured: dict) -> str:
     return table(rows)
 
 
-def main(arguments: list) -> int:
-    """Runs scripts/bench and returns its exit status."""
+def commit() -> str:
+    """The commit that is measured, with a mark if the tree differs from it."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=paths.REPOSITORY, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def flat(value, prefix: str = "") -> dict:
+    """The numbers in nested dictionaries by their path."""
+    if isinstance(value, dict):
+        return {path: number for name, part in value.items() for path, number in flat(part, f"{prefix}{name}.").items()}
+    return {prefix[:-1]: value} if isinstance(value, int) else {}
+
+
+def differences(before: dict, now: dict) -> list:
+    """A line for each number that changed, came or went."""
+    old, new = flat(before), flat(now)
+    lines = []
+    for path in [*old, *(path for path in new if path not in old)]:
+        if old.get(path) != new.get(path):
+            both = old.get(path) and path in new
+            change = f" ({(new[path] - old[path]) / old[path]:+.1%})" if both else ""
+            lines.append(f"{path}: {cell(old.get(path))} -> {cell(new.get(path))}{change}")
+    return lines
+
+
+def read_result(place: str) -> dict:
+    """What an earlier run wrote with --json."""
+    try:
+        found = json.loads(Path(place).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--compare: cannot read {place}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--compare: {place} is not what --json writes") from error
+    if not isinstance(found, dict) or "round_trips" not in found:
+        raise UserError(f"--compare: {place} is not what --json writes")
+    return found
+
+
+SVG_LINE, SVG_LEFT, SVG_WIDTH = 16, 190, 760
+
+
+def drawing(measured: dict, cpu: str, of_commit: str) -> str:
+    """An SVG of the round trips in 64-bit mode beside KVM's, in bars of one scale."""
+    pairs = [(operation.title, (("Gearshift", "#2a6f97", measured.get(f"paged64.{operation.name}")),
+                                ("KVM + QEMU", "#adb5bd", operation.references[cpu]["KVM + QEMU"]))) for operation in ROWS]
+    most = max(value for _, bars in pairs for _, _, value in bars if isinstance(value, int))
+    lines, y = [], 30
+    for title, bars in pairs:
+        lines.append(f'<text x="{SVG_LEFT - 8}" y="{y + 16}" text-anchor="end">{title}</text>')
+        for who, colour, value in bars:
+            if isinstance(value, int):
+                width = round((SVG_WIDTH - SVG_LEFT - 150) * value / most)
+                lines.append(f'<rect x="{SVG_LEFT}" y="{y + 1}" width="{width}" height="{SVG_LINE - 4}" fill="{colour}"/>')
+                lines.append(f'<text x="{SVG_LEFT + width + 6}" y="{y + 11}">{value:,} {who}</text>')
+            y += SVG_LINE
+        y += SVG_LINE // 2
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{SVG_WIDTH}" height="{y}" font-family="sans-serif" font-size="11">'
+    title = f'<text x="8" y="18" font-size="13">Instructions per round trip, {"AMD-V on QEMU" if cpu == "amd" else "VT-x on Bochs"}, commit {of_commit}</text>'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', title, *lines, "</svg>", ""])
+
+
+def parser() -> OneLineParser:
+    """The options of scripts/bench."""
     p = OneLineParser(prog="scripts/bench", description="Measures Gearshift in emulated instructions, beside KVM and Xen.", allow_abbrev=False)
     p.add_argument("--json", metavar="FILE", help="write what was measured there")
+    p.add_argument("--svg", metavar="FILE", help="draw the round trips there")
+    p.add_argument("--compare", metavar="FILE", help="name what differs from what an earlier --json wrote")
     p.add_argument("--no-boot", action="store_true", help="leave out the boots of the stock kernel")
     p.add_argument("--memory", metavar="MIB", type=int, default=512, help="RAM of the booted guest (default: %(default)s)")
-    p.add_argument("--cpu", choices=("amd", "intel"), default="amd", help="whose virtualization to measure (intel: not built yet)")
+    p.add_argument("--cpu", choices=("amd", "intel"), default="amd", help="whose virtualization to measure: AMD-V on QEMU, or VT-x on Bochs (round trips only)")
+    return p
+
+
+def measure(cpu: str, memory: int, with_boots: bool) -> dict:
+    """Measures, and prints each table as it is there."""
+    hypervisor = build.hypervisor()
+    (setup.qemu if cpu == "amd" else setup.bochs)()
+    options = Options(cpu=cpu, kernel=str(build.tiny_guest(GUEST)), append="", icount=cpu == "amd", timeout=TIMEOUT_SECONDS, memory=64 << 20,
+                      prebuilt=hypervisor)
+    outcome = run_guest(options, "measuring round trips")
+    measured = measured_exits(outcome)
+    if not measured:
+        raise UserError("the bench guest printed no BENCH line", 3)
+    print(exits_table(measured, cpu), flush=True)
+    result = {"commit": commit(), "cpu": cpu, "round_trips": measured}
+    if with_boots and cpu == "amd":
+        result["kernel_sha256"] = hashlib.sha256(guests.kernel().read_bytes()).hexdigest()
+        result["boots"] = boots(hypervisor, memory)
+        print("\n" + boots_table(result["boots"]), flush=True)
+    return result
+
+
+def main(arguments: list) -> int:
+    """Runs scripts/bench and returns its exit status."""
     try:
-        given = p.parse_args(arguments)
-        if given.cpu == "intel":
-            raise UserError("--cpu intel is not built yet: this version runs on AMD-V only")
+        given = parser().parse_args(arguments)
         if given.memory < 64 or given.memory % 2:
             raise UserError("--memory: an even number of MiB from 64 on")
-        if given.json:
-            writable_place("--json", given.json)
-        hypervisor = build.hypervisor()
-        setup.qemu()
-        guest = build.tiny_guest(GUEST)
-        outcome = run_guest(Options(kernel=str(guest), append="", icount=True, timeout=TIMEOUT_SECONDS, memory=64 << 20, prebuilt=hypervisor),
-                            "measuring round trips")
-        measured = measured_exits(outcome)
-        if not measured:
-            raise UserError("the bench guest printed no BENCH line", 3)
-        print(exits_table(measured), flush=True)
-        result = {"round_trips": measured}
-        if not given.no_boot:
-            result["boots"] = boots(hypervisor, given.memory << 20)
-            print("\n" + boots_table(result["boots"]), flush=True)
+        for option, file in (("--json", given.json), ("--svg", given.svg)):
+            if file:
+                writable_place(option, file)
+        before = read_result(given.compare) if given.compare else None
+        result = measure(given.cpu, given.memory << 20, not given.no_boot)
+        if before is not None:
+            print("\n" + "\n".join(differences(before, result) or ["nothing changed"]))
         if given.json:
             Path(given.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if given.svg:
+            Path(given.svg).write_text(drawing(result["round_trips"], given.cpu, result["commit"]), encoding="utf-8")
         return 0
     except UserError as error:
         say(f"error: {error}")
