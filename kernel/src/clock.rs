@@ -70,9 +70,18 @@ pub fn hertz() -> u64 {
 #[inline]
 pub fn now() -> u64 {
     match SCALE.get() {
-        Some(scale) => scale.nanoseconds(cpu::rdtsc().wrapping_sub(START.load(Ordering::Relaxed))),
+        Some(_) => at(cpu::rdtsc()),
         None => 0,
     }
+}
+
+/// Nanoseconds of the clock when the TSC is or was `tsc`.
+///
+/// # Panics
+/// Before [`init`].
+#[inline]
+pub fn at(tsc: u64) -> u64 {
+    scale().nanoseconds(tsc.wrapping_sub(START.load(Ordering::Relaxed)))
 }
 
 /// What the TSC will be at `nanoseconds` of the clock.

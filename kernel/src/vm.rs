@@ -14,7 +14,7 @@ use crate::guest_ram::GuestRam;
 use crate::lock::Lock;
 use crate::run_queue::{Poll, Role, SLICE, Task, Waker};
 use crate::time::MILLISECOND;
-use crate::{clock, guest_frames, journal, scheduler};
+use crate::{clock, cpu, guest_frames, journal, scheduler};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -23,10 +23,10 @@ use alloc::vec::Vec;
 use arrayvec::ArrayString;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use devices::lapic::TscTime;
 use devices::rtc::WallTime;
 use devices::{ByteSink, Clock, Nanos, PowerEvent, PowerSink};
 use log::info;
+use machine::tsc::HostTsc;
 use machine::cpuid::Allowed;
 use machine::direct_boot::{self, DirectBoot};
 use machine::hyperv::Signature;
@@ -439,9 +439,14 @@ impl Clock for MachineHost {
     }
 }
 
-impl TscTime for MachineHost {
-    fn moment(&self, tsc: u64) -> Nanos {
-        Nanos::of_ticks(tsc, self.tsc_hertz)
+impl HostTsc for MachineHost {
+    fn now(&self) -> (u64, Nanos) {
+        let tsc = cpu::rdtsc();
+        (tsc, Nanos(clock::at(tsc).saturating_sub(self.launched)))
+    }
+
+    fn span(&self, ticks: u64) -> u64 {
+        Nanos::of_ticks(ticks, self.tsc_hertz).0
     }
 }
 

@@ -60,8 +60,8 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         let (emulator, mut context) = self.emulation();
         match emulator.port_string(&mut context, &request) {
             Outcome::Complete(length) => Ok(request.complete(length)),
-            // A string instruction has no target; what runs again decides anew.
-            Outcome::Again | Outcome::Jump(_) => self.again(None).map(|()| request.retry()),
+            Outcome::Again => self.again(None).map(|()| request.retry()),
+            Outcome::Jump(target) => Ok(request.jump(target)),
             Outcome::Fault(exception) => Ok(request.inject(exception)),
             Outcome::Unsupported(unsupported) => Err(Stop::Instruction { unsupported, gpa: None }),
         }

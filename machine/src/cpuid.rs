@@ -35,6 +35,8 @@ mod mask {
         | 1 << 30;
     /// x2APIC is emulated whatever the host has.
     pub const X2APIC: u32 = 1 << 21;
+    /// The TSC-deadline timer is emulated likewise.
+    pub const TSC_DEADLINE: u32 = 1 << 24;
     /// A hypervisor is present.
     pub const HYPERVISOR: u32 = 1 << 31;
     /// CR4.OSXSAVE is set.
@@ -329,7 +331,7 @@ impl Builder<'_> {
 
     fn features(&mut self) {
         let host = (self.host)(1, 0);
-        let mut ecx = host.ecx & mask::LEAF1_ECX | mask::X2APIC | mask::HYPERVISOR;
+        let mut ecx = host.ecx & mask::LEAF1_ECX | mask::X2APIC | mask::TSC_DEADLINE | mask::HYPERVISOR;
         if !self.allowed.invpcid {
             ecx &= !mask::PCID;
         }

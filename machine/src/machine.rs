@@ -13,11 +13,11 @@ use crate::pc::Movable;
 use crate::power::PowerLatch;
 use crate::processor::{Activity, Core, Processor, VcpuHost};
 use crate::recorder::Recorder;
-use crate::tsc::TscLine;
+use crate::tsc::{HostTsc, ProcessorTsc, TscLine};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use devices::lapic::{ApicBus, ApicFeatures, ApicWires, LocalApic, Role, TscTime};
+use devices::lapic::{ApicBus, ApicFeatures, ApicWires, LocalApic, Role};
 use devices::pci::PciBus;
 use devices::pic::Pic;
 use devices::rtc::WallTime;
@@ -57,8 +57,8 @@ pub struct HostFacts<'a> {
 pub struct Services {
     /// Guest time.
     pub clock: Arc<dyn Clock>,
-    /// When the guest's TSC reaches a value.
-    pub tsc: Arc<dyn TscTime>,
+    /// The host's time-stamp counter.
+    pub tsc: Arc<dyn HostTsc>,
     /// Where COM1 sends.
     pub console_output: Arc<dyn ByteSink>,
     /// Where COM1 receives from.
@@ -161,15 +161,16 @@ impl<M: GuestMemory> Machine<M> {
     ) -> Processor<V, M> {
         let port = self.apics.ports()[number as usize].clone();
         let cpuid = cpuid_table(facts, &self.config, number, self.hyperv_config.as_ref());
+        let tsc = Arc::new(ProcessorTsc::new(self.services.tsc.clone()));
         let wires = ApicWires {
             bus: self.apics.clone(),
             eoi: self.eoi.clone(),
             clock: self.services.clock.clone(),
-            tsc: self.services.tsc.clone(),
+            tsc: tsc.clone(),
         };
         let features = ApicFeatures {
             x2apic: true,
-            tsc_deadline: false,
+            tsc_deadline: true,
             eoi_suppression: false,
             physical_bits: cpuid.physical_address_bits() as u8,
         };
@@ -184,6 +185,7 @@ impl<M: GuestMemory> Machine<M> {
                 msrs: MsrFile::new(cpuid.physical_address_bits()),
                 cpuid,
                 tsc_adjust: 0,
+                tsc,
                 virtual_processor: VirtualProcessor::new(number),
                 recorder: Recorder::default(),
                 emulator: Emulator::new(),

@@ -46,7 +46,9 @@ pub enum Place {
     Efer,
     /// IA32_APIC_BASE.
     ApicBase,
-    /// IA32_TSC_DEADLINE and the x2APIC's registers.
+    /// IA32_TSC_DEADLINE.
+    TscDeadline,
+    /// The x2APIC's registers.
     Apic,
     /// Synthetic MSRs of the Hyper-V interface.
     Hyperv,
@@ -135,7 +137,7 @@ static TABLE: &[Row] = &[
     row(0x619, Maker::Intel, Place::Constant(0)),
     row(0x639, Maker::Intel, Place::Constant(0)),
     row(0x641, Maker::Intel, Place::Constant(0)),
-    row(0x6e0, Maker::Both, Place::Apic),
+    row(0x6e0, Maker::Both, Place::TscDeadline),
     range(0x800, 0x8ff, Maker::Both, Place::Apic),
     range(0x4000_0000, 0x4000_01ff, Maker::Both, Place::Hyperv),
     row(0xc000_0080, Maker::Both, Place::Efer),

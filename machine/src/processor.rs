@@ -12,6 +12,7 @@ use crate::hyperv::VirtualProcessor;
 use crate::msr::MsrFile;
 use crate::recorder::Recorder;
 use crate::stop::Stop;
+use crate::tsc::ProcessorTsc;
 use alloc::sync::Arc;
 use devices::lapic::{ApicMode, LocalApic};
 use devices::{Nanos, PowerEvent};
@@ -73,6 +74,8 @@ pub struct Core<M: GuestMemory> {
     pub msrs: MsrFile,
     /// IA32_TSC_ADJUST.
     pub tsc_adjust: u64,
+    /// Its counter, as its local APIC knows it.
+    pub(crate) tsc: Arc<ProcessorTsc>,
     /// Hyper-V state.
     pub virtual_processor: VirtualProcessor,
     /// Counts and last exits.
@@ -116,7 +119,9 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         self.vcpu.set_state(state.unwrap_or(&reset));
         core.tsc_adjust = 0;
         let host = self.vcpu.tsc().wrapping_sub(self.vcpu.tsc_offset());
-        self.vcpu.set_tsc_offset(core.machine.tsc.offset(0, host));
+        let offset = core.machine.tsc.offset(0, host);
+        self.vcpu.set_tsc_offset(offset);
+        core.tsc.set_offset(offset);
         core.apic.reset();
         if state.is_some() {
             core.apic.set_virtual_wire();

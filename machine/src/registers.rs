@@ -49,6 +49,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
             Place::SpecCtrl | Place::PredCmd => return Err(Refused),
             Place::Efer => self.vcpu.efer(),
             Place::ApicBase => core.apic.apic_base(),
+            Place::TscDeadline => core.apic.tsc_deadline(),
             Place::Apic => core.apic.read_msr(number).map_err(|_| Refused)?,
             Place::Hyperv => {
                 let now = Moment { tsc: self.vcpu.tsc() };
@@ -96,6 +97,10 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
                 self.vcpu.set_x2apic(x2apic);
                 core.attention = true;
             }
+            Place::TscDeadline => {
+                core.apic.set_tsc_deadline(value);
+                core.attention = true;
+            }
             Place::Apic => {
                 let before = core.apic.deadline();
                 core.apic.write_msr(number, value).map_err(|_| Refused)?;
@@ -118,6 +123,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         let offset = self.core.machine.tsc.offset(value, self.host_tsc());
         self.core.tsc_adjust = value;
         self.vcpu.set_tsc_offset(offset);
+        self.core.tsc.set_offset(offset);
         self.core.apic.tsc_changed();
         self.core.attention = true;
     }

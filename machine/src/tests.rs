@@ -5,12 +5,12 @@ use crate::machine::{HostFacts, Machine, MachineConfig, Services};
 use crate::pc::Seat;
 use crate::processor::{Outcome, Processor, VcpuHost};
 use crate::stop::Stop;
+use crate::tsc::HostTsc;
 use alloc::collections::VecDeque;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use devices::lapic::TscTime;
 use devices::rtc::WallTime;
 use devices::{ByteSink, ByteSource, Clock, Nanos, PowerEvent};
 use memory::{Gpa, GuestMemory, RegisterPage, SparseMemory, Width};
@@ -19,7 +19,7 @@ use vcpu::{
     AccessKind, Answer, ArchState, ControlRegister, ControlWrite, Cpuid, CpuidAnswer, EntryFailure, Event, Exception,
     ExceptionExit, Exit, Gpr, GuestSpeculation, Hypercall, Instruction, InterruptDelivery, Length, Mailbox,
     MemoryAccess, MsrRead, MsrWrite, NestedInstruction, PortRead, PortString, PortWrite, Post, RawExit, ScriptedVcpu,
-    Segment, SegmentName, Vcpu, Wake, Window, Xsetbv, cr0, cr4, efer,
+    Segment, SegmentName, Vcpu, Wake, Window, Xsetbv, cr0, cr4, efer, rflags,
 };
 
 /// Where the test program stands.
@@ -54,9 +54,13 @@ impl VcpuHost for Host {
         self.wants_cpu.load(Ordering::SeqCst)
     }
 }
-impl TscTime for Host {
-    fn moment(&self, tsc: u64) -> Nanos {
-        Nanos(tsc)
+impl HostTsc for Host {
+    fn now(&self) -> (u64, Nanos) {
+        let now = self.now.load(Ordering::SeqCst);
+        (now, Nanos(now))
+    }
+    fn span(&self, ticks: u64) -> u64 {
+        ticks
     }
 }
 impl ByteSink for Host {
@@ -222,6 +226,25 @@ fn string_output_is_executed_from_memory() {
     assert_eq!(bench.answer(Exit::PortString(exit)), Answer::Advance(length(2)));
     assert_eq!(*bench.host.output.lock(), b"hello");
     assert_eq!(bench.processor.vcpu.gpr(Gpr::Rcx), 0);
+}
+
+#[test]
+fn a_part_of_a_repeated_instruction_ends_as_an_instruction() {
+    let mut bench = Bench::new();
+    bench.code(&[0xf3, 0x6e]); // rep outsb
+    let rip = bench.processor.vcpu.rip();
+    for (register, value) in [(Gpr::Rcx, 1 << 30), (Gpr::Rsi, 0x3000), (Gpr::Rdx, 0x80)] {
+        bench.processor.vcpu.set_gpr(register, value);
+    }
+    let exit = || Exit::PortString(PortString { port: 0x80, width: Width::Byte, access: AccessKind::Read });
+    assert_eq!(bench.answer(exit()), Answer::Jump(rip), "an interrupt shadow does not outlast it");
+    assert!(bench.processor.vcpu.gpr(Gpr::Rcx) > 1);
+    bench.processor.vcpu.set_gpr(Gpr::Rcx, 3);
+    bench.processor.vcpu.set_rflags(2 | rflags::TF);
+    assert_eq!(
+        bench.play([exit(), exit(), exit()]),
+        [Answer::Jump(rip), Answer::Jump(rip), Answer::Advance(length(2))]
+    );
 }
 
 #[test]
@@ -409,6 +432,18 @@ fn tsc_and_tsc_adjust_move_together() {
     assert_eq!(bench.answer(rdmsr(0x3b)), Answer::MsrValue(length(2), 4000));
     bench.play([wrmsr(0x3b, 0)]);
     assert_eq!(bench.processor.vcpu.tsc(), 1000);
+}
+
+#[test]
+fn a_tsc_deadline_follows_the_processors_own_counter() {
+    let mut bench = Bench::new();
+    bench.host.now.store(1000, Ordering::SeqCst);
+    bench.processor.vcpu.host_tsc = 1000;
+    bench.play([wrmsr(0x1b, 0xfee0_0d00), wrmsr(0x80f, 0x1ff), wrmsr(0x832, 2 << 17 | 0x40)]);
+    bench.play([wrmsr(0x10, 50_000), wrmsr(0x6e0, 50_300)]);
+    assert_eq!(bench.processor.core.apic.deadline(), Some(Nanos(1300)));
+    bench.play([wrmsr(0x3b, 49_100)]);
+    assert_eq!(bench.processor.core.apic.deadline(), Some(Nanos(1200)), "a counter moved on reaches it earlier");
 }
 
 #[test]

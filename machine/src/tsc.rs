@@ -1,6 +1,6 @@
 //! The time-stamp counters of one machine's processors: one line for all, and what each is ahead of it.
 //!
-//! Key type: [`TscLine`]. A processor's counter is the host's plus the line's offset plus its own IA32_TSC_ADJUST, so that
+//! Key types: [`TscLine`], and [`ProcessorTsc`], by which a local APIC finds its TSC deadlines. A processor's counter is the host's plus the line's offset plus its own IA32_TSC_ADJUST, so that
 //! processors whose IA32_TSC_ADJUST is equal show the same to the tick, whenever it was written.
 //!
 //! A guest that writes IA32_TIME_STAMP_COUNTER of one processor after the other, each with the value of that moment, wants
@@ -10,7 +10,46 @@
 //!
 //! Manual: SDM 3B 18.17.3 "Time-Stamp Counter Adjustment".
 
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
+use devices::Nanos;
+use devices::lapic::TscTime;
 use spin::Mutex;
+
+/// The host's time-stamp counter, by which the guest's go.
+pub trait HostTsc: Send + Sync {
+    /// The counter, and guest time at that tick.
+    fn now(&self) -> (u64, Nanos);
+    /// How long `ticks` take, rounded up; saturating.
+    fn span(&self, ticks: u64) -> u64;
+}
+
+/// One processor's counter, as its local APIC asks for it.
+pub struct ProcessorTsc {
+    host: Arc<dyn HostTsc>,
+    /// What the counter is ahead of the host's.
+    offset: AtomicU64,
+}
+
+impl ProcessorTsc {
+    /// Goes as the host's does until it is told otherwise.
+    pub fn new(host: Arc<dyn HostTsc>) -> Self {
+        Self { host, offset: AtomicU64::new(0) }
+    }
+
+    /// The counter is so far ahead of the host's from now on.
+    pub fn set_offset(&self, offset: u64) {
+        self.offset.store(offset, Ordering::Relaxed);
+    }
+}
+
+impl TscTime for ProcessorTsc {
+    fn moment(&self, tsc: u64) -> Nanos {
+        let (host, now) = self.host.now();
+        let left = tsc.saturating_sub(host.wrapping_add(self.offset.load(Ordering::Relaxed)));
+        if left == 0 { now } else { now.saturating_add(self.host.span(left)) }
+    }
+}
 
 /// What the processors share.
 #[derive(Debug)]
@@ -67,6 +106,32 @@ mod tests {
     use super::*;
 
     const HERTZ: u64 = 1_000_000;
+
+    /// A microsecond a tick; time 0 was at tick 500.
+    struct Host(u64);
+
+    impl HostTsc for Host {
+        fn now(&self) -> (u64, Nanos) {
+            (self.0, Nanos((self.0 - 500) * 1000))
+        }
+        fn span(&self, ticks: u64) -> u64 {
+            ticks.saturating_mul(1000)
+        }
+    }
+
+    #[test]
+    fn a_deadline_is_found_by_the_processors_own_counter() {
+        let tsc = ProcessorTsc::new(Arc::new(Host(800)));
+        assert_eq!(tsc.moment(900), Nanos(400_000));
+        assert_eq!(tsc.moment(100), Nanos(300_000), "what is past is now");
+        tsc.set_offset(800_u64.wrapping_neg());
+        assert_eq!(tsc.moment(100), Nanos(400_000), "behind the host's");
+        tsc.set_offset(u64::MAX - 2000);
+        assert_eq!(tsc.moment(u64::MAX - 1000), Nanos(500_000), "at the end of its range");
+        assert_eq!(tsc.moment(100), Nanos(300_000));
+        tsc.set_offset(0);
+        assert_eq!(tsc.moment(u64::MAX), Nanos(u64::MAX), "never");
+    }
 
     fn line() -> TscLine {
         let line = TscLine::new(HERTZ);

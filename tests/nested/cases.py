@@ -1,5 +1,5 @@
 """All nested cases, in the order in which they run."""
 
-from . import contract, intel, linux, programs, reports, roads, several, stock
+from . import contract, hostile, intel, linux, programs, reports, roads, several, stock
 
-ALL = [*contract.CASES, *programs.CASES, *reports.CASES, *linux.CASES, *roads.CASES, *several.CASES, *stock.CASES, *intel.CASES]
+ALL = [*contract.CASES, *programs.CASES, *reports.CASES, *linux.CASES, *roads.CASES, *several.CASES, *hostile.CASES, *stock.CASES, *intel.CASES]

@@ -1,11 +1,13 @@
 """Cases on Intel VT-x, in Bochs: the stock kernel on the other backend. Few, because Bochs is slow."""
 
 from .case import Case
-from .linux import BANNER, PROMPT, statistics_complete
+from .linux import BANNER, PROMPT
 from .roads import image_file
+from .several import each_ended
 
 MIB = 1 << 20
 QUIET = "console=ttyS0 quiet"
+
 
 def linux(name: str, about: str, model: str = "", **fields) -> Case:
     """The stock kernel."""
@@ -16,7 +18,7 @@ def linux(name: str, about: str, model: str = "", **fields) -> Case:
 CASES = [
     image_file("intel-image", "VT-x: the very image that boots on QEMU with AMD-V boots on Bochs", timeout=420, cpu="intel", memory=128 * MIB),
     linux("poweroff", "the stock kernel reaches a shell, and poweroff ends the run in order", options={"expect_first": PROMPT, "send": "poweroff"},
-          check=statistics_complete),
+          check=each_ended("powered_off")),
     linux("reboot", "reboot restarts the guest clean", options={"expect_first": PROMPT, "send": "reboot", "expect": BANNER},
           wanted=(BANNER, "Gearshift guest")),
     linux("arrandale", "the stock kernel reaches a shell on a processor without APIC virtualization and x2APIC", "corei5_arrandale_m520",

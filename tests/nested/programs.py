@@ -35,7 +35,6 @@ QEMU_EXCUSES = {
         "cr8-reserved-bit": CONTROL_REGISTERS,
         "reserved-bit": "QEMU leaves P clear in the error code of a fault over a reserved bit",
         "user-wbinvd": "QEMU exits for WBINVD before it looks at CPL",
-        "step-rep-outsb": "QEMU steps once more behind a repeated instruction, and an emulated one is a single step",
         "sse-divide": "QEMU never raises #XM",
         "alignment-check": "QEMU never raises #AC",
     },

@@ -256,6 +256,12 @@ impl PortString {
     pub const fn complete(self, length: Length) -> Resume {
         Resume(Answer::Advance(length))
     }
+
+    /// Some elements have been moved and the registers updated; the instruction goes on at `target`, where it is.
+    #[inline]
+    pub const fn jump(self, target: u64) -> Resume {
+        Resume(Answer::Jump(target))
+    }
 }
 
 /// What an access does to memory.

@@ -79,10 +79,9 @@ pub trait Context {
 pub enum Outcome {
     /// It is complete; RIP moves past it.
     Complete(Length),
-    /// Enter the guest again with RIP where it is: a part of a repeated string instruction is done, or the bytes at RIP are
-    /// another instruction by now.
+    /// Enter the guest again with RIP where it is: the bytes at RIP are another instruction by now.
     Again,
-    /// A call or jump through device memory is complete; RIP becomes this.
+    /// A call or jump through device memory is complete, or a part of a repeated string instruction; RIP becomes this.
     Jump(u64),
     /// It raises this exception and has had no other effect, but for the finished elements of a repeated string
     /// instruction.

@@ -1,8 +1,9 @@
 //! MOVS, STOS, LODS, CMPS, SCAS, INS and OUTS, alone or repeated.
 //!
-//! A repeated instruction runs in chunks of [`CHUNK`] elements, less when something waits for the vCPU. Registers are
-//! up to date after each element, so that a fault or a pause in the middle is what the manual says: the instruction
-//! continues when it is entered again.
+//! A repeated instruction runs in chunks of [`CHUNK`] elements, less when something waits for the vCPU, and of one under
+//! TF. Registers are up to date after each element, so that a fault or a pause in the middle is what the manual says: the
+//! instruction continues when it is entered again. A chunk ends as a jump to the instruction itself does: interrupts are
+//! taken between elements, an interrupt shadow lasts for the first one, and single steps stop after each.
 //!
 //! Manual: SDM 1 7.3.9 "String Operations"; SDM 2B, REP; SDM 1 19.5 "Protected-Mode I/O".
 
@@ -43,11 +44,11 @@ impl<C: Context> Execution<'_, C> {
                     return Ok(Done::Complete);
                 }
             }
-            if self.context.should_pause() {
+            if self.context.should_pause() || self.context.cpu().rflags() & rflags::TF != 0 {
                 break;
             }
         }
-        Ok(Done::Again)
+        Ok(Done::Jump(self.rip))
     }
 
     /// The hardware has checked the permission of the port that exited. Any other port only comes up when the instruction

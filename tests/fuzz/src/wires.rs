@@ -5,6 +5,7 @@ use devices::{
     ByteSink, ByteSource, Clock, CpuSignals, EoiSink, InterruptMessage, IrqLine, MessageSink, Nanos, PowerEvent,
     PowerSink,
 };
+use machine::tsc::HostTsc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -60,6 +61,16 @@ impl Clock for World {
 impl TscTime for World {
     fn moment(&self, tsc: u64) -> Nanos {
         Nanos(tsc)
+    }
+}
+
+impl HostTsc for World {
+    fn now(&self) -> (u64, Nanos) {
+        let now = self.now.load(Ordering::Relaxed);
+        (now, Nanos(now))
+    }
+    fn span(&self, ticks: u64) -> u64 {
+        ticks
     }
 }
 

@@ -1,7 +1,7 @@
 //! One of two guests on one processor: spins for ever with interrupts off, or measures what the other one costs it.
 //!
 //! The command line says which: `role=spin`; `role=run` looks at the TSC all the time and tells how long it was away;
-//! `role=nap` sleeps and tells how late it was woken. `millis=` is how long is measured.
+//! `role=nap` sleeps and tells how late it was woken. `millis=` is how long is measured; with `then=spin` it spins afterwards, else it ends.
 
 #![no_std]
 #![no_main]
@@ -28,6 +28,9 @@ fn run() {
         "run" => watch(micros),
         "nap" => nap(micros),
         other => equal("role", other, "spin, run or nap"),
+    }
+    if entry::option("then") == Some("spin") {
+        spin();
     }
 }
 
