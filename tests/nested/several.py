@@ -124,9 +124,9 @@ def clocks_right(outcome: Outcome) -> str:
 
 
 def ask_time(label: str) -> tuple:
-    """Asks the guest for its time when it prompts, and waits for its answer."""
+    """Asks the guest for its time when it prompts, and waits for its whole answer."""
     question = f"echo TIME-{label} $(date +%s) $(cut -d' ' -f1 /proc/uptime)\r"
-    return Step("", say=b"\r"), Step(PROMPT, say=question.encode()), Step(f"\nTIME-{label} ")
+    return Step("", say=b"\r"), Step(PROMPT, say=question.encode()), Step(f"\nTIME-{label} "), Step(PROMPT)
 
 
 def switch_to(number: int, name: str) -> tuple:
@@ -141,7 +141,7 @@ def look_twice(seconds: int) -> tuple:
     """Two looks at the clocks of two busy guests, so long apart."""
     return (BUSY, *switch_to(2, "two"), BUSY, *switch_to(1, "one"),
             *ask_time("a"), *switch_to(2, "two"), *ask_time("b"), Step("", pause=seconds),
-            *switch_to(1, "one"), *ask_time("c"), *switch_to(2, "two"), *ask_time("d"), Step(PROMPT))
+            *switch_to(1, "one"), *ask_time("c"), *switch_to(2, "two"), *ask_time("d"))
 
 
 # When, counted by steps, the four answers come; the same however long the pause is.
