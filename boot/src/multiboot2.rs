@@ -81,7 +81,9 @@ fn add_module<'a>(info: &mut BootInfo<'a>, memory: &impl PhysicalMemory<'a>, bod
     let text = string(body.get(8..).ok_or(damaged)?).ok_or(damaged)?;
     let name = text.split(|&byte| byte == b' ').next().unwrap_or(&[]);
     let start = u64::from(start);
-    let bytes = memory.bytes(start, u64::from(length)).ok_or(BootError::ModuleOutOfReach(start))?;
+    // GRUB puts an empty file at 0.
+    let bytes = if length == 0 { Some(&[][..]) } else { memory.bytes(start, u64::from(length)) };
+    let bytes = bytes.ok_or(BootError::ModuleOutOfReach(start))?;
     info.add_file(name, start, bytes)
 }
 
@@ -168,6 +170,7 @@ mod tests {
             tag(1, b"vm.vcpus=1\0"),
             tag(2, b"GRUB\0"),
             module(FILE as u32, FILE as u32 + 4, b"kernel extra words\0"),
+            module(0, 0, b"empty\0"),
             map(&[(0, 0x9f000, 1), (0x10_0000, 0x100_0000, 1)]),
             tag(15, &[0; 36]),
             tag(14, &[0; 20]),
@@ -175,10 +178,10 @@ mod tests {
         ];
         let (regions, rsdp, line, modules) = parse_tags(&tags).unwrap();
         assert_eq!(regions, 2);
-        let before: usize = 8 + tags[..4].iter().map(Vec::len).sum::<usize>();
+        let before: usize = 8 + tags[..5].iter().map(Vec::len).sum::<usize>();
         assert_eq!(rsdp, Some(INFO + before as u64 + 8), "the newer copy, where it lies");
         assert_eq!(line, "vm.vcpus=1");
-        assert_eq!(modules, ["kernel=file"]);
+        assert_eq!(modules, ["kernel=file", "empty="]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 from .case import Case
 from .linux import BANNER, PROMPT
+from .programs import program
 from .roads import image_file
 from .several import each_ended
 
@@ -16,6 +17,7 @@ def linux(name: str, about: str, model: str = "", **fields) -> Case:
 
 
 CASES = [
+    program("bench", "VT-x: round trips are measured in both modes, the command line empty", name="bench-intel", timeout=120, cpu="intel"),
     image_file("intel-image", "VT-x: the very image that boots on QEMU with AMD-V boots on Bochs", timeout=420, cpu="intel", memory=128 * MIB),
     linux("poweroff", "the stock kernel reaches a shell, and poweroff ends the run in order", options={"expect_first": PROMPT, "send": "poweroff"},
           check=each_ended("powered_off")),
