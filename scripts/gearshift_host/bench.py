@@ -44,7 +44,8 @@ def row(name: str, title: str, bare, kvm, xen_pvh, xen_hvm, kvm_bochs=None) -> R
 NO_EXIT = "no exit"
 ROWS = (
     row("cpuid", "CPUID", 7, 2681, 2477, 2929, 969),
-    row("vmmcall", "VMMCALL/VMCALL", None, 2825, 2544, 2996),
+    row("vmmcall", "VMMCALL", None, 2825, 2544, 2996),
+    row("vmcall", "VMCALL", None, None, None, None),
     row("rdmsr_1b", "RDMSR 0x1B", 7, 2770, 2390, 2834),
     row("wbinvd", "WBINVD", 6, 2562, 2336, 2780),
     row("in_21", "IN 0x21 (PIC)", 6, 1731, None, 1180),
@@ -112,11 +113,16 @@ def cell(value) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def operations(measured: dict) -> list:
+    """The rows that were measured."""
+    return [operation for operation in ROWS if any(f"{mode}.{operation.name}" in measured for mode in MODES)]
+
+
 def exits_table(measured: dict, cpu: str) -> str:
     """What the bench guest measured, beside the reference columns."""
     references = list(ROWS[0].references[cpu])
     rows = [("instructions per round trip", *(f"Gearshift, {title}" for title in MODES.values()), *references)]
-    for operation in ROWS:
+    for operation in operations(measured):
         found = (measured.get(f"{mode}.{operation.name}") for mode in MODES)
         rows.append((operation.title, *map(cell, (*found, *(operation.references[cpu][title] for title in references)))))
     return table(rows)
@@ -175,7 +181,7 @@ SVG_LINE, SVG_LEFT, SVG_WIDTH = 16, 190, 760
 def drawing(measured: dict, cpu: str, of_commit: str) -> str:
     """An SVG of the round trips in 64-bit mode beside KVM's, in bars of one scale."""
     pairs = [(operation.title, (("Gearshift", "#2a6f97", measured.get(f"paged64.{operation.name}")),
-                                ("KVM + QEMU", "#adb5bd", operation.references[cpu]["KVM + QEMU"]))) for operation in ROWS]
+                                ("KVM + QEMU", "#adb5bd", operation.references[cpu]["KVM + QEMU"]))) for operation in operations(measured)]
     most = max(value for _, bars in pairs for _, _, value in bars if isinstance(value, int))
     lines, y = [], 30
     for title, bars in pairs:
