@@ -241,7 +241,8 @@ def main(arguments: list) -> int:
         before = read_result(given.compare) if given.compare else None
         result = measure(given.cpu, given.memory << 20, not given.no_boot)
         if before is not None:
-            print("\n" + "\n".join(differences(before, result) or ["nothing changed"]))
+            same = {name: before[name] for name in result if name in before}
+            print("\n" + "\n".join(differences(same, result) or ["nothing changed"]))
         if given.json:
             Path(given.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if given.svg:
