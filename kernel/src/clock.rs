@@ -69,19 +69,16 @@ pub fn hertz() -> u64 {
 /// Nanoseconds since the clock was started; 0 before that.
 #[inline]
 pub fn now() -> u64 {
-    match SCALE.get() {
-        Some(_) => at(cpu::rdtsc()),
-        None => 0,
-    }
+    at(cpu::rdtsc())
 }
 
-/// Nanoseconds of the clock when the TSC is or was `tsc`.
-///
-/// # Panics
-/// Before [`init`].
+/// Nanoseconds since the clock was started when the TSC is or was `tsc`; 0 before that.
 #[inline]
 pub fn at(tsc: u64) -> u64 {
-    scale().nanoseconds(tsc.wrapping_sub(START.load(Ordering::Relaxed)))
+    match SCALE.get() {
+        Some(scale) => scale.nanoseconds(tsc.wrapping_sub(START.load(Ordering::Relaxed))),
+        None => 0,
+    }
 }
 
 /// What the TSC will be at `nanoseconds` of the clock.

@@ -26,12 +26,12 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use devices::rtc::WallTime;
 use devices::{ByteSink, Clock, Nanos, PowerEvent, PowerSink};
 use log::info;
-use machine::tsc::HostTsc;
 use machine::cpuid::Allowed;
 use machine::direct_boot::{self, DirectBoot};
 use machine::hyperv::Signature;
 use machine::report::Report;
 use machine::trace::Trace;
+use machine::tsc::HostTsc;
 use machine::{HostFacts, Machine, MachineConfig, Outcome, Processor, Seat, Services, VcpuHost, layout};
 use memory::{Gpa, RegisterPage};
 use raw_cpuid::native_cpuid;
@@ -429,7 +429,6 @@ impl VcpuHost for SteppingHost {
 struct MachineHost {
     /// The host's time at the guest's time 0.
     launched: u64,
-    tsc_hertz: u64,
 }
 
 impl Clock for MachineHost {
@@ -446,7 +445,7 @@ impl HostTsc for MachineHost {
     }
 
     fn span(&self, ticks: u64) -> u64 {
-        Nanos::of_ticks(ticks, self.tsc_hertz).0
+        Nanos::of_ticks(ticks, clock::hertz()).0
     }
 }
 
@@ -536,9 +535,8 @@ impl<B: Backend> Reserved<B> {
         let second_level = map_ram(backend, &frames, &ram)?;
 
         let launched = clock::now();
-        let tsc_hertz = clock::hertz();
-        let host = Arc::new(MachineHost { launched, tsc_hertz });
-        let facts = HostFacts { cpuid: &host_cpuid, allowed: allowed(backend), tsc_hz: tsc_hertz };
+        let host = Arc::new(MachineHost { launched });
+        let facts = HostFacts { cpuid: &host_cpuid, allowed: allowed(backend), tsc_hz: clock::hertz() };
         let wakers: Vec<_> = (0..plan.vcpus).map(|_| scheduler::waker()).collect();
         let seats: Vec<_> = wakers
             .iter()

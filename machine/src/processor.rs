@@ -114,15 +114,11 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
     /// Puts the processor in the state that a platform reset leaves, and starts it in `state` if it is the bootstrap
     /// processor; the others wait for their start-up IPI.
     pub fn reset(&mut self, state: Option<&ArchState>) {
-        let core = &mut self.core;
-        let reset = ArchState::reset(core.cpuid.signature());
+        let reset = ArchState::reset(self.core.cpuid.signature());
         self.vcpu.set_state(state.unwrap_or(&reset));
-        core.tsc_adjust = 0;
-        let host = self.vcpu.tsc().wrapping_sub(self.vcpu.tsc_offset());
-        let offset = core.machine.tsc.offset(0, host);
-        self.vcpu.set_tsc_offset(offset);
-        core.tsc.set_offset(offset);
-        core.apic.reset();
+        self.core.apic.reset();
+        self.set_tsc_adjust(0);
+        let core = &mut self.core;
         if state.is_some() {
             core.apic.set_virtual_wire();
         }

@@ -119,7 +119,7 @@ impl<V: Vcpu, M: GuestMemory> Processor<V, M> {
         self.vcpu.tsc().wrapping_sub(self.vcpu.tsc_offset())
     }
 
-    fn set_tsc_adjust(&mut self, value: u64) {
+    pub(crate) fn set_tsc_adjust(&mut self, value: u64) {
         let offset = self.core.machine.tsc.offset(value, self.host_tsc());
         self.core.tsc_adjust = value;
         self.vcpu.set_tsc_offset(offset);
