@@ -83,21 +83,31 @@ fn may_be_a_string(code: &[u8]) -> bool {
     code.iter().any(|byte| matches!(byte, 0x6c..=0x6f | 0xa4..=0xa7 | 0xaa..=0xaf))
 }
 
-/// Executes an instruction up to four times, with the same emulator, as the guest runs on.
-pub fn play(script: &[u8]) {
-    let mut script = Input::new(script);
+/// RAM as it was at first, and what the script's first byte says of the processor.
+fn prepare(script: &mut Input) -> (SharedRam, u8, PagingLimits) {
     let ram = Ram::shared();
     ram.restore();
     let how = script.u8();
-    let limits = PagingLimits { physical_address_bits: 36 + (how >> 4), gigabyte_pages: how & 8 != 0 };
+    (ram, how, PagingLimits { physical_address_bits: 36 + (how >> 4), gigabyte_pages: how & 8 != 0 })
+}
+
+/// Writes into RAM what the script says.
+fn scribble(script: &mut Input, ram: &SharedRam) {
+    while script.flag() && !script.is_empty() {
+        guest::write_ram(script, ram);
+    }
+}
+
+/// Executes an instruction up to four times, with the same emulator, as the guest runs on.
+pub fn play(script: &[u8]) {
+    let mut script = Input::new(script);
+    let (ram, how, limits) = prepare(&mut script);
     let state = guest::state(&mut script);
     let mut code = [0x90; 16];
     code.copy_from_slice(&script.array::<16>());
     assert_eq!(ram.write(Gpa(CODE), &code), Ok(()));
     let gpa = Gpa(guest::address(&mut script));
-    while script.flag() && !script.is_empty() {
-        guest::write_ram(&mut script, &ram);
-    }
+    scribble(&mut script, &ram);
     let patience = Cell::new(u32::from(script.u16()).wrapping_sub(1));
     let mut bench = Bench { vcpu: guest::vcpu(state), ram, limits, accesses: 0, patience, answer: script.u64() };
     let mut emulator = Emulator::new();
@@ -155,14 +165,9 @@ fn run(emulator: &mut Emulator, bench: &mut Bench, code: &[u8], how: u8, gpa: Gp
 /// page, so does the other, and what is not present faults.
 pub fn walk(script: &[u8]) {
     let mut script = Input::new(script);
-    let ram = Ram::shared();
-    ram.restore();
-    let how = script.u8();
-    let limits = PagingLimits { physical_address_bits: 36 + (how >> 4), gigabyte_pages: how & 8 != 0 };
+    let (ram, _, limits) = prepare(&mut script);
     let state = guest::state(&mut script);
-    while script.flag() && !script.is_empty() {
-        guest::write_ram(&mut script, &ram);
-    }
+    scribble(&mut script, &ram);
     let mut bench = Bench { vcpu: guest::vcpu(state), ram, limits, accesses: 0, patience: Cell::new(1), answer: 0 };
     while !script.is_empty() {
         let choice = script.u8();
