@@ -102,13 +102,22 @@ def image_tool(path: str) -> Program:
     return archive.program(image_tree(), path)
 
 
+def _tool(path: str, bundle: Bundle, what: str) -> Program:
+    """A program of the system's, or of a bundle that has it at `path`."""
+    found = shutil.which(Path(path).name)
+    return Program((found,)) if found else archive.program(archive.installed(bundle, f"{what} (once)"), path)
+
+
 @functools.cache
 def iasl() -> Program:
     """The ACPI compiler, to check the tables that guests see."""
-    found = shutil.which("iasl")
-    if found:
-        return Program((found,))
-    return archive.program(archive.installed(_bundle("acpica", "acpica-tools"), "the ACPI compiler (once)"), "usr/bin/iasl")
+    return _tool("usr/bin/iasl", _bundle("acpica", "acpica-tools"), "the ACPI compiler")
+
+
+@functools.cache
+def dmidecode() -> Program:
+    """The reader of SMBIOS tables, to check those that guests see."""
+    return _tool("usr/sbin/dmidecode", _bundle("dmidecode", "dmidecode"), "dmidecode")
 
 
 def _compiler(command: str, what: str, *packages: str) -> None:
@@ -123,15 +132,6 @@ def _compiler(command: str, what: str, *packages: str) -> None:
             done = subprocess.run([*elevate, "apt-get", *arguments], capture_output=True, text=True)
             if done.returncode != 0:
                 raise UserError(f"apt-get {arguments[0]} failed: {done.stderr.strip()[-300:]}", 3)
-
-
-@functools.cache
-def dmidecode() -> Program:
-    """The reader of SMBIOS tables, to check those that guests see."""
-    found = shutil.which("dmidecode")
-    if found:
-        return Program((found,))
-    return archive.program(archive.installed(_bundle("dmidecode", "dmidecode"), "dmidecode (once)"), "usr/sbin/dmidecode")
 
 
 def linker() -> None:

@@ -38,6 +38,7 @@ QEMU_EXCUSES = {
         "sse-divide": "QEMU never raises #XM",
         "alignment-check": "QEMU never raises #AC",
     },
+    "hostile": {"control-register-values": CONTROL_REGISTERS},
     "fpu": {"mxcsr-reserved-bit": "QEMU takes reserved bits of MXCSR"},
 }
 
