@@ -22,7 +22,7 @@ CLOCK_TOLERANCE_SECONDS = 2.0
 CLOCK_BEHIND_SECONDS = 4.0
 # Linux draws its memory layout from RDRAND, so its counts repeat nearly; those of the tiny guests repeat exactly.
 COUNT_TOLERANCE = 0.02
-# How long the kernel ticks by the HPET before it takes the APIC's timer differs from run to run.
+# Some runs access device memory a thousand times more often, and are interrupted as much oftener; why is not known yet.
 COUNTS_APART = ("memory_access", "interrupt_window", "host_interrupt")
 COUNTED = {"icount": True, "append": "console=ttyS0 quiet", "timeout": 300}
 WARNING_LEVEL = 4  # of the kernel's log: warnings and worse
